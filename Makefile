@@ -1,0 +1,56 @@
+# Every target makes what it needs; `make` alone lists the targets.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint type fmt registries-up registries-down bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY) ## watch requests flow while servers die, leave and arrive (REGISTRY=etcd or consul for real ones)
+	$(BIN)/lbclient demo $(if $(REGISTRY),--registry $(REGISTRY))
+
+test: $(READY) ## all tests, against real etcd and Consul (ARGS="-k name" to choose)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint type test ## lint, types and tests: what CI runs
+
+lint: $(READY) ## ruff, rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(READY) ## mypy --strict on both packages
+	$(BIN)/mypy
+
+fmt: $(READY) ## format, and mend what can be mended automatically
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+registries-up: ## three etcd members and a Consul agent in Docker, on loopback
+	docker compose up --detach --wait
+	@echo 'now: export LBCLIENT_ETCD=127.0.0.1:12379,127.0.0.1:22379,127.0.0.1:32379 LBCLIENT_CONSUL=127.0.0.1:18500'
+
+registries-down: ## stop them and drop their data
+	docker compose down --volumes
+
+bench: $(READY) ## what a balanced request costs beside a bare one, and how fast a change arrives
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/propagation.py
+
+clean: ## remove the virtual environment and all caches of this folder
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Made in one go, so that an installation that was cut off is not taken for a whole one.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "installing into $(VENV), this takes about half a minute ..." >&2
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'  # the first with --group
+	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev
+	@touch $@

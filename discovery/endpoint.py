@@ -1,0 +1,204 @@
+"""What the registry says: `Endpoint`, one server's address, and `Snapshot`, all of a service's at one moment."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+__all__ = ["Endpoint", "Snapshot", "State", "endpoint_tuple", "join_host_port", "split_host_port"]
+
+State = Literal["starting", "live", "stale"]
+
+_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+_MAX_PORT = 65535
+_MAX_NAME = 253
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One server of a service: a validated, immutable description.
+
+    Two endpoints with the same `address` are the same server; equality also compares what is
+    known about it (weight, zone, ...).
+
+    Attributes:
+        host: an IPv4 or IPv6 literal (without brackets) or a DNS name; stored in canonical lower-case form.
+        port: 1 to 65535.
+        weight: relative share of the traffic, finite and >= 0; 0 means no new traffic.
+        zone: where the server stands, for example an availability zone; empty when unknown.
+        tls: the server expects TLS. A request to an https URL uses TLS whatever this says.
+        metadata: what else was registered, strings only; kept as an immutable mapping.
+        id: the name under which it was registered (etcd key, Consul service id); empty when unknown.
+
+    Raises:
+        ValueError: if a value cannot be an endpoint; the message names the value.
+    """
+
+    host: str
+    port: int
+    weight: float = 1.0
+    zone: str = ""
+    tls: bool = False
+    metadata: Mapping[str, str] = field(default_factory=lambda: _NOTHING, hash=False)
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__
+        set_(self, "host", _valid_host(self.host))
+        if isinstance(self.port, bool) or not isinstance(self.port, int) or not 1 <= self.port <= _MAX_PORT:
+            raise ValueError(f"port must be a whole number from 1 to {_MAX_PORT}, not {self.port!r}")
+        if isinstance(self.weight, bool) or not isinstance(self.weight, (int, float)):
+            raise ValueError(f"weight must be a number, not {self.weight!r}")  # noqa: TRY004 - as above
+        if not math.isfinite(self.weight) or self.weight < 0:
+            raise ValueError(f"weight must be finite and not negative, not {self.weight!r}")
+        if self.metadata is not _NOTHING:
+            set_(self, "metadata", MappingProxyType({str(k): str(v) for k, v in self.metadata.items()}))
+
+    @property
+    def address(self) -> str:
+        """`host:port`, with brackets around an IPv6 literal: the identity of the server."""
+        return join_host_port(self.host, self.port)
+
+    @property
+    def scheme(self) -> Literal["http", "https"]:
+        """The URL scheme the server expects."""
+        return "https" if self.tls else "http"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain data for JSON."""
+        return {
+            "address": self.address,
+            "weight": self.weight,
+            "zone": self.zone,
+            "tls": self.tls,
+            "metadata": dict(self.metadata),
+            "id": self.id,
+        }
+
+    @classmethod
+    def parse(cls, text: str, **more: Any) -> Endpoint:
+        """An endpoint from `host:port`, `[v6]:port` or `http(s)://host[:port][/]`.
+
+        Keyword arguments are passed on to the constructor. Raises `ValueError` for anything else, for
+        a URL with credentials, a path or a query too: they would be ignored in silence.
+        """
+        scheme, separator, rest = text.strip().rpartition("://")
+        if not separator:
+            host, port = split_host_port(rest)
+            return cls(host=host, port=port, **more)
+        if scheme not in ("http", "https"):
+            raise ValueError(f"scheme must be http or https, not {scheme!r}")
+        rest = rest.removesuffix("/")
+        if any(c in rest for c in "/?#@"):
+            raise ValueError("an endpoint URL must be scheme://host[:port] without credentials, path or query")
+        tls = scheme == "https"
+        host, port = split_host_port(rest, default_port=443 if tls else 80)
+        return cls(host=host, port=port, tls=tls, **more)
+
+
+def join_host_port(host: str, port: int) -> str:
+    """`host:port`, with brackets where the host is an IPv6 literal."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def split_host_port(text: str, *, default_port: int | None = None) -> tuple[str, int]:
+    """`host:port` or `[v6]:port` in two parts; raises `ValueError` that quotes the text."""
+    if text.startswith("["):
+        host, _, port = text[1:].partition("]")
+        port = port.removeprefix(":") if port.startswith(":") or not port else "?"
+    elif text.count(":") > 1:
+        raise ValueError(f"an IPv6 address needs brackets: [{text}]:port")
+    else:
+        host, _, port = text.partition(":")
+    if not port and default_port is not None:
+        return host, default_port
+    if not (port.isascii() and port.isdigit()):
+        raise ValueError(f"expected host:port, got {text!r}")
+    return host, int(port)
+
+
+def _valid_host(host: object) -> str:
+    if not isinstance(host, str):
+        raise ValueError(f"host must be a string, not {host!r}")  # noqa: TRY004 - one error type for bad values
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return _valid_name(host)
+    if address.is_unspecified or address.is_multicast:
+        raise ValueError(f"{host} is no address of a server; was the listening address registered?")
+    if isinstance(address, ipaddress.IPv6Address) and address.scope_id:
+        raise ValueError(f"{host}: an IPv6 address with a scope is only meaningful on one machine")
+    return str(address)
+
+
+def _valid_name(host: str) -> str:
+    name = host.lower().removesuffix(".")
+    labels = name.split(".")
+    if len(name) > _MAX_NAME or not all(_LABEL.fullmatch(label) for label in labels):
+        raise ValueError(f"{host!r} is neither an IP address nor a DNS name")
+    # inet_aton() would read 127.1, 0x7f.1 and 2130706433 as addresses: a name that ends in a number
+    # is one to some resolver (https://url.spec.whatwg.org/#ends-in-a-number-checker).
+    if labels[-1].isdigit() or re.fullmatch(r"0x[0-9a-f]*", labels[-1]):
+        raise ValueError(f"{host!r} is neither an IP address nor a DNS name: it ends in a number")
+    return name
+
+
+def endpoint_tuple(endpoints: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
+    """The endpoints sorted by host, port and id, one per address (the first id in that order stays)."""
+    unique: dict[tuple[str, int], Endpoint] = {}
+    for endpoint in sorted(endpoints, key=lambda e: (e.host, e.port, e.id)):
+        unique.setdefault((endpoint.host, endpoint.port), endpoint)
+    return tuple(unique.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """All endpoints of a service at one moment, and how far they can be trusted.
+
+    Attributes:
+        version: a local counter, raised by one whenever `endpoints` changed; 0 means nothing was received yet.
+        endpoints: sorted, one per address.
+        received_at: `time.monotonic()` seconds when the registry last confirmed these endpoints; None before.
+        state: `starting` (nothing received yet), `live`, or `stale` (the registry is out of reach, the
+            endpoints are the last that are known to have been good).
+        reason: why the state is not `live`.
+        skipped: how many records of the registry could not be read.
+    """
+
+    version: int = 0
+    endpoints: tuple[Endpoint, ...] = ()
+    received_at: float | None = None
+    state: State = "starting"
+    reason: str = ""
+    skipped: int = 0
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since the registry last confirmed the endpoints; None if it never did."""
+        return None if self.received_at is None else time.monotonic() - self.received_at
+
+    def __str__(self) -> str:
+        said = f"{len(self.endpoints)} endpoints, {self.state}"
+        if self.age is not None and self.state == "stale":
+            said += f" for {self.age:.1f} s"
+        if self.skipped:
+            said += f", {self.skipped} unreadable records skipped"
+        return f"{said} ({self.reason})" if self.reason else said
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain data for JSON; `age` in seconds."""
+        return {
+            "version": self.version,
+            "state": self.state,
+            "reason": self.reason,
+            "age": self.age,
+            "skipped": self.skipped,
+            "endpoints": [endpoint.as_dict() for endpoint in self.endpoints],
+        }
