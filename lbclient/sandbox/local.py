@@ -1,0 +1,87 @@
+"""A server program as a local process with a data folder of its own."""
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+
+from lbclient.sandbox.errors import SandboxError
+from lbclient.sandbox.ports import LOOPBACK
+from lbclient.sandbox.process import Process
+
+
+class LocalServer:
+    """A server process on loopback whose data stays over restarts and goes with `remove`.
+
+    Attributes:
+        listen_host: Where the program has to listen.
+        peer_host: Where other members of its cluster reach it.
+        data: The program's data folder.
+    """
+
+    listen_host = LOOPBACK
+    peer_host = LOOPBACK
+
+    def __init__(self, program: Path) -> None:
+        self._program = program
+        self._process = Process()
+        self._arguments: list[str] = []
+        self._folder = Path(tempfile.mkdtemp(prefix=f"lbclient-{program.name}-"))
+        self.data = str(self._folder / "data")
+        self._remove = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there."""
+        return self._process.running
+
+    async def start(self, arguments: Sequence[str], ports: Sequence[int]) -> None:  # noqa: ARG002 - for containers
+        """Run the program with these arguments."""
+        self._arguments = list(arguments)
+        self._make_data_folder()
+        await self._process.start([str(self._program), *arguments], log=self._folder / "log")
+
+    async def kill(self) -> None:
+        """Kill -9; fine if it is not running."""
+        await self._process.kill()
+
+    async def pause(self) -> None:
+        """Freeze it."""
+        await self._process.pause()
+
+    async def resume(self) -> None:
+        """Go on after `pause`."""
+        await self._process.resume()
+
+    async def restart(self) -> None:
+        """Start it again with the data it had."""
+        await self._process.restart()
+
+    async def wipe(self) -> None:
+        """Start it again without data."""
+        await self._process.kill()
+        shutil.rmtree(self.data, ignore_errors=True)
+        await self.start(self._arguments, ())
+
+    async def remove(self) -> None:
+        """Kill it and remove its data."""
+        await self._process.kill()
+        self._remove()
+
+    def _make_data_folder(self) -> None:
+        Path(self.data).mkdir(mode=0o700, exist_ok=True)
+
+    def expect_running(self, what: str) -> None:
+        """Raise SandboxError with the last lines of the log if the process is not running.
+
+        Raises:
+            SandboxError: It is not.
+        """
+        if not self._remove.alive:
+            raise SandboxError(f"{self._program.name} was stopped before {what}")
+        self._process.expect_running(what)
+
+    def tail(self) -> str:
+        """Return the last lines that the program printed."""
+        return self._process.tail()
