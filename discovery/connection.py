@@ -1,0 +1,76 @@
+"""What the clients of HTTP registries share: addresses, TLS, a quiet session, and errors as sentences."""
+
+from __future__ import annotations
+
+import ssl
+
+import aiohttp
+
+from discovery.endpoint import Endpoint, split_host_port
+from discovery.source import SourceError
+
+__all__ = ["Tls", "address", "as_source_error", "new_session", "positive", "tls_context"]
+
+Tls = bool | ssl.SSLContext
+
+_LONGEST = 86_400  # seconds: longer than any sensible time, short enough for every timer
+
+
+def address(text: str, *, default_port: int) -> str:
+    """A registry's address in canonical form: `host:port`.
+
+    Raises:
+        ValueError: it is none; credentials in it are not repeated.
+    """
+    if "@" in text:
+        raise ValueError("user and password in an address are not supported yet")
+    if "://" in text:
+        raise ValueError(f"expected host:port without a scheme, got {text!r}")
+    host, port = split_host_port(text, default_port=default_port)
+    return Endpoint(host=host, port=port).address
+
+
+def positive(name: str, seconds: float) -> float:
+    """The number of seconds as a float; `ValueError` with its name if it is none or not above 0."""
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= _LONGEST:
+        raise ValueError(f"{name} must be a number of seconds above 0, not {seconds!r}")
+    return float(seconds)
+
+
+def tls_context(tls: Tls) -> ssl.SSLContext | None:
+    """None for plain HTTP; the system's certificate authorities for True; a context as it is."""
+    if isinstance(tls, ssl.SSLContext):
+        return tls
+    return ssl.create_default_context() if tls else None
+
+
+def new_session(context: ssl.SSLContext | None) -> aiohttp.ClientSession:
+    """A session that keeps connections; no cookies, no proxies, no timeouts: each call brings its own."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=True if context is None else context),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None),
+    )
+
+
+def as_source_error(where: str, error: Exception, *, timeout: float) -> SourceError:
+    """What went wrong on the way to the registry, in a sentence that begins with its address."""
+    match error:
+        case TimeoutError():
+            why = f"no answer within {timeout:g} s"
+        case aiohttp.ClientConnectorCertificateError():
+            why = f"its TLS certificate is not accepted: {error.certificate_error}"
+        case aiohttp.ClientConnectorSSLError() | aiohttp.ClientConnectorError(os_error=ConnectionResetError()):
+            # A reset while connecting comes from the TLS handshake; TCP alone would say "refused".
+            why = f"no TLS connection, does it speak plain HTTP on this port? ({error.os_error!r})"
+        case aiohttp.ClientConnectorError():
+            why = f"cannot connect: {error.os_error.strerror or error.os_error}"
+        case aiohttp.ClientOSError():
+            why = f"the connection broke: {error.strerror or error}"
+        case aiohttp.ServerDisconnectedError():
+            why = "it closed the connection without an answer"
+        case aiohttp.ClientPayloadError():
+            why = "the connection broke in the middle of an answer"
+        case _:
+            why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return SourceError(f"{where}: {why}")

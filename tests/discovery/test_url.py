@@ -1,0 +1,206 @@
+"""URLs to sources, without any server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import traceback
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from discovery import Consul, Endpoint, Etcd, Source, Static, open_source, service_name
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("etcd://10.0.0.1/services/users", "etcd://10.0.0.1:2379/services/users/"),
+        ("etcd://10.0.0.1:1,b,[::1],10.0.0.1:1//users/", "etcd://10.0.0.1:1,b:2379,[::1]:2379//users/"),
+        ("ETCD://HOST/a%3Fb/", "etcd://host:2379/a%3Fb/"),
+        ("etcds://host/users/?records=address&timeout=1&probe_interval=0.5", "etcds://host:2379/users/"),
+        ("consul://10.0.0.1/web", "consul://10.0.0.1:8500/web"),
+        ("consul://[::1]:1/web/?tag=a&dc=b&tag=c", "consul://[::1]:1/web?tag=a&tag=c&dc=b"),
+        ("consul://h/web?passing=1&wait=10&probe_interval=1&timeout=1", "consul://h:8500/web"),
+        ("consul://h/web?passing=FALSE", "consul://h:8500/web?passing=0"),
+        ("consuls://h:8501/web?token=s3cret", "consuls://h:8501/web"),
+        ("static://10.0.0.1:80,[::1]:81,10.0.0.1:80", "Static(10.0.0.1:80, [::1]:81)"),
+        ("static://10.0.0.1:80/", "Static(10.0.0.1:80)"),
+    ],
+)
+def test_urls(url: str, shown: str) -> None:
+    source = open_source(url)
+    assert isinstance(source, Source)
+    assert repr(source) == shown
+    if "://" in shown:
+        assert repr(open_source(shown)) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("zk://host/users", ["'zk'", "static, etcd, etcds, consul, consuls"]),
+        ("127.0.0.1:2379/users", ["etcd://127.0.0.1:2379/services/users/"]),
+        ("etcd://host:2379", ["prefix is missing", "etcd://127.0.0.1:2379/services/users/"]),
+        ("etcd://host:2379/", ["prefix is missing"]),
+        ("etcd:///users/", ["host is missing"]),
+        ("etcd://host:x/users/", ["'host:x'"]),
+        ("etcd://::1/users/", ["brackets"]),
+        ("etcd://host/users/?tag=a", ["unknown option 'tag'", "records, probe_interval, timeout"]),
+        ("etcd://host/users/?records=yaml", ["auto, address, etcd", "'yaml'"]),
+        ("etcd://host/users/?timeout=fast", ["timeout", "'fast'"]),
+        ("etcd://host/users/?timeout=0", ["timeout", "above 0"]),
+        ("etcd://host/users/?timeout=nan", ["timeout", "nan"]),
+        ("etcd://host/users/?timeout=1&timeout=2", ["timeout is given twice"]),
+        ("etcd://host/%ff/", ["utf-8"]),
+        ("consul://host:8500", ["service is missing", "consul://127.0.0.1:8500/users"]),
+        ("consul:///web", ["host is missing"]),
+        ("consul://h1,h2/web", ["'h1,h2'"]),
+        ("consul://host/a/b", ["slash", "'a/b'"]),
+        ("consul://host/..", ["'..'"]),
+        ("consul://host/a%2F..%2Fkv", ["slash"]),
+        ("consul://host/a%0ab", ["control"]),
+        ("consul://host/web?passing=maybe", ["passing", "1, true, 0, false", "'maybe'"]),
+        ("consul://host/web?wait=601", ["wait", "600"]),
+        ("consul://host/web?tag=", ["tag", "empty"]),
+        ("static://10.0.0.1:80?x=1", ["unknown option 'x'", "there are none"]),
+        ("static://10.0.0.1:80/users", ["nothing", "static://10.0.0.1:8080"]),
+        ("static://", ["at least one"]),
+    ],
+)
+def test_mistakes_are_explained(url: str, words: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - each with its words
+        open_source(url)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "etcd://user:s3cret@host/users/",
+        "etcd://user:s3cret/x@host:1/users/",
+        "etcd://user:s3cret?x@host/users/",
+        "etcd://user:x?s3cret@host/users/",
+        "consul://user:s3cret@host/web",
+        "consul://user:s3cret/x@host/web",
+        "consul://host/web?token=s3cret&tokne=s3cret",
+        "consul://host/web?token=s3cret%0a",
+        "consul://host/web?token=s3cret&wait=x",
+        "consul://host:x/web?token=s3cret",
+        "consul://host/web?token=s3cret&token=s3cret",
+        "static://user:s3cret@host:80",
+        "user:s3cret@host",
+    ],
+)
+def test_no_secret_is_repeated(url: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - what matters is what is not there
+        open_source(url)
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_credentials_in_arguments_are_refused_without_being_repeated() -> None:
+    for construct in (
+        lambda: Etcd("a", hosts=["user:s3cret@host"]),
+        lambda: Consul("a", address="user:s3cret@host"),
+    ):
+        with pytest.raises(ValueError, match="not supported yet") as caught:
+            construct()
+        assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("construct", "words"),
+    [
+        (lambda: Etcd(""), "services/users/"),
+        (lambda: Etcd("a", hosts=()), "at least one host"),
+        (lambda: Etcd("a", hosts=["http://h:1"]), "without a scheme"),
+        (lambda: Etcd("a", probe_interval=float("inf")), "probe_interval"),
+        (lambda: Etcd("a", records="x"), "auto, address, etcd"),
+        (lambda: Consul(""), "name of a service"),
+        (lambda: Consul("a", wait=-1), "wait"),
+        (lambda: Consul("a", tag=["b", ""]), "empty"),
+        (lambda: Consul("a", dc=""), "empty"),
+        (lambda: Consul("a", token="s3cret\r\nHost: x"), "token must"),
+    ],
+)
+def test_wrong_arguments_are_refused(construct: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        construct()
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("etcd://h:2379/services/users/", "users"),
+        ("etcd://h/users", "users"),
+        ("etcd://h//services/User_Accounts/", "user-accounts"),
+        ("etcd://h/a%2Fb/", "b"),
+        ("etcd://h/user.rpc/", "user.rpc"),
+        ("etcd://h/api/v1.2/", "service-v1-2"),
+        ("etcd://h/42/", "service-42"),
+        ("etcd://h/-..-/", "service"),
+        ("consul://h/Web?tag=a/b", "web"),
+        ("consul://h/größe", "gr-e"),
+        ("static://10.0.0.1:80", "service"),
+        ("nonsense", "service"),
+    ],
+)
+def test_service_names(url: str, name: str) -> None:
+    assert service_name(url) == name
+
+
+@given(st.text())
+def test_every_service_name_is_a_host_name(text: str) -> None:
+    name = service_name(f"etcd://host/{text}")
+    assert Endpoint(host=name, port=1).host == name
+
+
+def test_static_is_what_it_says() -> None:
+    source = open_source("static://10.0.0.1:80")
+    assert isinstance(source, Static)
+    assert source.endpoints == (Endpoint(host="10.0.0.1", port=80),)
+
+
+def python(code: str) -> str:
+    """What a fresh interpreter prints that takes warnings for errors."""
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_discovery_imports_no_registry_package() -> None:
+    assert python("import discovery, sys; print({'etcd3', 'consul', 'requests'} & sys.modules.keys())") == "set()"
+
+
+@pytest.mark.parametrize("construct", ["Etcd('users')", "Consul('users')"])
+def test_importing_a_registry_package_warns_of_nothing(construct: str) -> None:
+    assert python(f"from discovery import Consul, Etcd; {construct}") == ""
+
+
+@pytest.mark.parametrize(
+    ("package", "construct"),
+    [
+        ("etcd3", "Etcd('users')"),
+        ("etcd3", "open_source('etcd://h/users/')"),
+        ("consul", "Consul('users')"),
+        ("consul", "open_source('consul://h/users')"),
+    ],
+)
+def test_a_missing_extra_is_told_at_once(package: str, construct: str) -> None:
+    code = f"""
+import sys
+sys.modules[{package!r}] = None
+from discovery import *
+open_source("static://h:80")
+try:
+    {construct}
+except ImportError as error:
+    print(error)
+"""
+    extra = "etcd" if package == "etcd3" else "consul"
+    assert f"support is not installed: pip install 'lbclient[{extra}]'" in python(code)
