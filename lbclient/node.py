@@ -1,0 +1,235 @@
+"""`Node`: an endpoint and all that was learned about it; `Attempt`: one try at one node."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from yarl import URL
+
+from discovery import Endpoint
+from lbclient.errors import NodeLeft
+from lbclient.outcome import Outcome
+
+if TYPE_CHECKING:
+    from aiohttp import ClientRequest, ClientResponse
+    from aiohttp.connector import Connection
+
+__all__ = ["Attempt", "Node"]
+
+_SECURE = {"http": "https", "ws": "wss"}
+# An API has a handful of hot paths; paths with identifiers in them must not fill the memory.
+_URLS_KEPT = 128
+# Weight of the newest answer in the shown latency, as in TCP's smoothed round-trip time (RFC 6298).
+_NEWEST = 0.125
+
+
+class Node:
+    """One server, identified by its address, as long as the registry lists it.
+
+    A change of weight or metadata replaces `endpoint` and keeps the rest; a server that left and came back
+    is a new node. Changed only by its `Balancer` and its attempts, in the event loop's thread.
+
+    Attributes:
+        endpoint: the current description.
+        address: `host:port`.
+        weight: the endpoint's weight, read at every pick.
+        in_flight: attempts from the pick until the end of the response's body.
+        requests: attempts so far; failures: those that showed a fault of the node.
+        latency: smoothed seconds until the head of the response; None before the first.
+        connect_failures: connection failures in a row.
+        ejections: how often it was taken out, decaying while it is healthy.
+        ejected_at, ejected_until: `time.monotonic()` seconds; None while it is in.
+        probing: an attempt is under way that decides whether an ejected node comes back.
+        left: the registry does not list it any more.
+    """
+
+    __slots__ = (
+        "_urls",
+        "address",
+        "attempts",
+        "connect_failures",
+        "ejected_at",
+        "ejected_until",
+        "ejections",
+        "endpoint",
+        "failures",
+        "in_flight",
+        "latency",
+        "left",
+        "probing",
+        "requests",
+        "returned_at",
+        "weight",
+    )
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.address = endpoint.address
+        self.weight = endpoint.weight
+        self.in_flight = 0
+        self.requests = 0
+        self.failures = 0
+        self.latency: float | None = None
+        self.connect_failures = 0
+        self.ejections = 0
+        self.ejected_at: float | None = None
+        self.ejected_until: float | None = None
+        self.returned_at = 0.0
+        self.probing = False
+        self.left = False
+        self.attempts: set[Attempt] = set()
+        self._urls: dict[URL, URL] = {}
+
+    def __repr__(self) -> str:
+        return f"<Node {self.address} {self.state}, {self.in_flight} in flight, {self.requests} requests>"
+
+    @property
+    def state(self) -> str:
+        """`ready`, `ejected`, `probing`, `draining` (left, with attempts under way) or `left`."""
+        if self.left:
+            return "draining" if self.attempts else "left"
+        if self.probing:
+            return "probing"
+        return "ready" if self.ejected_until is None else "ejected"
+
+    def describe_as(self, endpoint: Endpoint) -> None:
+        """Take a new description of the same server."""
+        if endpoint.tls != self.endpoint.tls:
+            self._urls.clear()
+        self.endpoint = endpoint
+        self.weight = endpoint.weight
+
+    def locate(self, url: URL) -> URL:
+        """The logical URL with this node's address in it; path and query stay as they are, byte for byte."""
+        located = self._urls.get(url)
+        if located is None:
+            scheme = _SECURE.get(url.scheme, url.scheme) if self.endpoint.tls else url.scheme
+            located = URL.build(
+                scheme=scheme,
+                authority=self.address,
+                path=url.raw_path,
+                query_string=url.raw_query_string,
+                encoded=True,
+            )
+            if len(self._urls) >= _URLS_KEPT:
+                self._urls.clear()
+            self._urls[url] = located
+        return located
+
+    def as_dict(self, now: float) -> dict[str, Any]:
+        """The live state as plain data; times in seconds."""
+        return {
+            "address": self.address,
+            "state": self.state,
+            "weight": self.weight,
+            "zone": self.endpoint.zone,
+            "in_flight": self.in_flight,
+            "requests": self.requests,
+            "failures": self.failures,
+            "latency": self.latency,
+            "connect_failures": self.connect_failures,
+            "ejections": self.ejections,
+            "ejected_for": None if self.ejected_until is None else max(0.0, self.ejected_until - now),
+        }
+
+
+class Attempt:
+    """One try at one node, from the pick until the end of the body.
+
+    Attributes:
+        endpoint: where it went.
+        outcome: what it showed; None while it is under way.
+        elapsed: seconds until the head of the response, or until the failure.
+        picked: why this node, in words.
+        error: what failed, in words; empty after a success.
+        sent: whether the request began to be written.
+    """
+
+    __slots__ = (
+        "_on_land",
+        "_req",
+        "conn",
+        "elapsed",
+        "endpoint",
+        "error",
+        "node",
+        "outcome",
+        "picked",
+        "sent",
+        "started_at",
+    )
+
+    def __init__(self, node: Node, picked: str, on_land: Callable[[], None]) -> None:
+        self.node = node
+        self._on_land = on_land
+        self.endpoint = node.endpoint
+        self.picked = picked
+        self.outcome: Outcome | None = None
+        self.elapsed = 0.0
+        self.error = ""
+        self.sent = False
+        self.conn: Connection | None = None
+        self._req: ClientRequest | None = None
+        self.started_at = time.monotonic()
+        node.in_flight += 1
+        node.requests += 1
+        node.attempts.add(self)
+
+    def __repr__(self) -> str:
+        return f"<Attempt {self}>"
+
+    def __str__(self) -> str:
+        said = f"{self.endpoint.address}: {self.outcome.value if self.outcome else 'under way'}"
+        said += f" after {self.elapsed * 1000:.1f} ms ({self.picked})"
+        return f"{said}: {self.error}" if self.error else said
+
+    def aim(self, req: ClientRequest, url: URL, server_hostname: str | None) -> None:
+        """Point the request at the node: aiohttp reads address, TLS and path from `req.url` when it connects."""
+        located = self.node.locate(url)
+        req.url = located
+        if located.scheme in ("https", "wss"):
+            # The certificate must be good for the name the caller asked for, not for an address from a registry.
+            req.server_hostname = server_hostname or url.raw_host
+        req.proxy = None
+        self._req = req
+        # Between connecting and writing is the last moment at which a node that has left can be noticed.
+        setattr(req, "send", self.send)  # noqa: B010 - a method, as far as types are concerned
+
+    def send(self, conn: Connection) -> Awaitable[ClientResponse]:
+        """Stand in for `ClientRequest.send`: the connection is there, nothing was written yet."""
+        req, self._req = self._req, None
+        if req is None or self.node.left:
+            raise NodeLeft(f"{self.node.address} left while a connection to it was being made")
+        self.conn = conn
+        self.sent = True
+        conn.add_callback(self.land)
+        return type(req).send(req, conn)
+
+    def land(self) -> None:
+        """The connection is free again, or there will be none: the attempt is over. Doing it twice is harmless."""
+        node = self.node
+        if self in node.attempts:
+            node.attempts.remove(self)
+            node.in_flight -= 1
+            self.conn = None
+            self._req = None
+            self._on_land()
+
+    def observe_latency(self) -> None:
+        """Feed the time until the head of the response into the node's smoothed latency."""
+        node = self.node
+        node.latency = (
+            self.elapsed if node.latency is None else node.latency + _NEWEST * (self.elapsed - node.latency)
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; `elapsed` in seconds."""
+        return {
+            "address": self.endpoint.address,
+            "outcome": self.outcome.value if self.outcome else None,
+            "elapsed": self.elapsed,
+            "picked": self.picked,
+            "error": self.error,
+        }

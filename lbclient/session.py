@@ -1,0 +1,198 @@
+"""`BalancedSession`: aiohttp's `ClientSession` with a balancer inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Self
+
+import aiohttp
+from aiohttp import ClientTimeout
+
+from discovery import Endpoint, Snapshot, Source, Watcher, service_name
+from lbclient.outlier import Ejection
+from lbclient.policy import Policy, PowerOfTwo
+from lbclient.transport import BalancingMiddleware, above_zero
+
+if TYPE_CHECKING:
+    # The types of aiohttp's verbs: awaitable, and async context managers. They have no public names.
+    from aiohttp.client import _RequestContextManager, _WSRequestContextManager
+    from aiohttp.typedefs import StrOrURL
+
+__all__ = ["BalancedSession"]
+
+# aiohttp's own default for a whole request.
+_TOTAL = 300.0
+
+
+class BalancedSession:
+    """Sends requests to services: each attempt of each request goes to a node that the balancer picks.
+
+    It has aiohttp's verbs with aiohttp's keyword arguments and returns aiohttp's own responses. Given one service,
+    URLs are paths (`users.get("/v1/users/42")`); given a mapping, the host names the service
+    (`session.get("http://users/v1/users/42")`). Other hosts are reached as by a plain session.
+
+    Args:
+        services: a source, a watcher or a source's URL; or a mapping from service names to those.
+        name: the name of a single service in `Host` and TLS certificates; taken from the URL by default.
+        policy: a policy class or a function that makes a policy, once for each service; or a policy object.
+        max_attempts: attempts of one request (each redirect hop counts anew), the first included.
+        attempt_timeout: seconds for an attempt until the head of its response; None for no limit.
+        connect_timeout: seconds for making a connection, and at most an equal share of the total deadline.
+        wait_for_endpoints: seconds that a request waits for a service nothing is known of yet.
+        drain_timeout: seconds after which requests to a node that left are cut.
+        limit_per_node: connections in use to one node at once; further requests wait. 0 for no limit.
+        ejection: when failing nodes are taken out.
+        timeout: deadlines of a whole request as in aiohttp; 300 s in all by default.
+        keepalive_timeout: seconds an idle connection is kept. Below the 5 s after which uvicorn and Node.js
+            close theirs, so that a request is seldom sent into a connection that is just being closed.
+        middlewares: client middlewares; they run outside of the balancer, once for each request.
+        session_options: everything else `aiohttp.ClientSession` takes.
+
+    Raises:
+        ValueError, TypeError: at construction, for an option with a wrong value.
+    """
+
+    def __init__(
+        self,
+        services: Source | Watcher | str | Mapping[str, Source | Watcher | str],
+        *,
+        name: str | None = None,
+        policy: Policy | Callable[[], Policy] = PowerOfTwo,
+        max_attempts: int = 3,
+        attempt_timeout: float | None = None,
+        connect_timeout: float = 3.0,
+        wait_for_endpoints: float = 5.0,
+        drain_timeout: float = 30.0,
+        limit_per_node: int = 100,
+        ejection: Ejection | None = None,
+        timeout: ClientTimeout | float | None = _TOTAL,
+        keepalive_timeout: float = 4.0,
+        middlewares: Sequence[aiohttp.ClientMiddlewareType] = (),
+        **session_options: Any,
+    ) -> None:
+        if not isinstance(services, Mapping):
+            name = name or (service_name(services) if isinstance(services, str) else "service")
+            services = {name: services}
+            session_options.setdefault("base_url", f"http://{name}/")
+        elif name is not None:
+            raise ValueError(f"name={name!r} is for a single service; here the keys of the mapping are the names")
+        above_zero("connect_timeout", connect_timeout)
+        if not isinstance(timeout, (ClientTimeout, int, float, NoneType)):
+            raise TypeError(f"timeout must be a ClientTimeout, seconds or None, not {timeout!r}")
+        self._balancing = BalancingMiddleware(
+            services,
+            policy=policy,
+            max_attempts=max_attempts,
+            attempt_timeout=attempt_timeout,
+            wait_for_endpoints=wait_for_endpoints,
+            drain_timeout=drain_timeout,
+            limit_per_node=limit_per_node,
+            ejection=ejection,
+        )
+        self._connect_timeout = connect_timeout
+        self._max_attempts = max_attempts
+        if "connector" not in session_options:
+            # A limit shared by all nodes would let one hanging node take every slot.
+            session_options["connector"] = aiohttp.TCPConnector(limit=0, keepalive_timeout=keepalive_timeout)
+        self.client_session = aiohttp.ClientSession(
+            timeout=self._bounded(timeout), middlewares=(*middlewares, self._balancing), **session_options
+        )
+        if hasattr(self.client_session, "_retry_connection"):
+            # aiohttp would send requests once more by itself, behind the back of the attempt loop.
+            self.client_session._retry_connection = False  # noqa: SLF001 - there is no public switch (aiohttp#10790)
+
+    def __repr__(self) -> str:
+        known = (f"{name}: {state['usable']} usable" for name, state in self.describe()["services"].items())
+        return f"<BalancedSession {', '.join(known)}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the session was closed."""
+        return self.client_session.closed
+
+    async def close(self) -> None:
+        """Stop to follow the registries and close all connections."""
+        await self._balancing.close()
+        await self.client_session.close()
+
+    async def ready(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the message names the reason
+        """Wait until each service was heard of; raises `TimeoutError` with the reason."""
+        await self._balancing.ready(timeout)
+
+    def endpoints(self, service: str | None = None) -> tuple[Endpoint, ...]:
+        """The tuple being read for the service; the name may be left out if there is one only."""
+        return self._balancing.endpoints(service)
+
+    def snapshot(self, service: str | None = None) -> Snapshot:
+        """The endpoints with their version, age and state."""
+        return self._balancing.snapshot(service)
+
+    def describe(self) -> dict[str, Any]:
+        """The whole live state as plain data for JSON; times in seconds."""
+        return self._balancing.describe()
+
+    def request(self, method: str, url: StrOrURL, **options: Any) -> _RequestContextManager:
+        """Send a request; like all verbs to be awaited, or better to be used with `async with`."""
+        return self.client_session.request(method, url, **self._adapted(options))
+
+    def get(self, url: StrOrURL, **options: Any) -> _RequestContextManager:
+        """Send a GET request."""
+        return self.client_session.get(url, **self._adapted(options))
+
+    def options(self, url: StrOrURL, **options: Any) -> _RequestContextManager:
+        """Send an OPTIONS request."""
+        return self.client_session.options(url, **self._adapted(options))
+
+    def head(self, url: StrOrURL, **options: Any) -> _RequestContextManager:
+        """Send a HEAD request."""
+        return self.client_session.head(url, **self._adapted(options))
+
+    def post(self, url: StrOrURL, **options: Any) -> _RequestContextManager:
+        """Send a POST request."""
+        return self.client_session.post(url, **self._adapted(options))
+
+    def put(self, url: StrOrURL, **options: Any) -> _RequestContextManager:
+        """Send a PUT request."""
+        return self.client_session.put(url, **self._adapted(options))
+
+    def patch(self, url: StrOrURL, **options: Any) -> _RequestContextManager:
+        """Send a PATCH request."""
+        return self.client_session.patch(url, **self._adapted(options))
+
+    def delete(self, url: StrOrURL, **options: Any) -> _RequestContextManager:
+        """Send a DELETE request."""
+        return self.client_session.delete(url, **self._adapted(options))
+
+    def ws_connect(self, url: StrOrURL, **options: Any) -> _WSRequestContextManager:
+        """Open a websocket; it counts as one request in flight until it is closed."""
+        return self.client_session.ws_connect(url, **options)
+
+    def _adapted(self, options: dict[str, Any]) -> dict[str, Any]:
+        if "timeout" in options:
+            options["timeout"] = self._bounded(options["timeout"])
+        if options.get("middlewares") is not None:
+            # A request's middlewares replace the session's.
+            options["middlewares"] = (*options["middlewares"], self._balancing)
+        return options
+
+    def _bounded(self, timeout: ClientTimeout | float | None) -> ClientTimeout:
+        """The deadlines with one for connecting: a node that swallows packets must leave time for the others."""
+        if not isinstance(timeout, ClientTimeout):
+            timeout = ClientTimeout(total=timeout)
+        if timeout.sock_connect is not None:
+            return timeout
+        share = timeout.total / self._max_attempts if timeout.total else self._connect_timeout
+        return ClientTimeout(
+            total=timeout.total,
+            connect=timeout.connect,
+            sock_read=timeout.sock_read,
+            sock_connect=min(self._connect_timeout, share),
+            ceil_threshold=timeout.ceil_threshold,
+        )

@@ -1,0 +1,281 @@
+"""`BalancingMiddleware`: the attempts of every request, inside aiohttp's own client."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Callable, Mapping
+from types import NoneType
+from typing import Any, Self
+
+import aiohttp
+from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
+from yarl import URL
+
+from discovery import Endpoint, Snapshot, Source, Watcher
+from lbclient.balancer import Balancer
+from lbclient.drain import Drain
+from lbclient.errors import AttemptsFailed
+from lbclient.node import Attempt, Node
+from lbclient.outcome import IDEMPOTENT, Outcome, classify, may_be_repeated
+from lbclient.outlier import Ejection
+from lbclient.policy import Policy, PowerOfTwo
+from lbclient.service import Service
+
+__all__ = ["BalancingMiddleware", "attempts"]
+
+_ATTEMPTS = "_lbclient_attempts"
+_DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
+
+def attempts(result: ClientResponse | BaseException) -> tuple[Attempt, ...]:
+    """What was tried for a response, redirects included, or for an exception, in order.
+
+    Empty for a request that did not go to a service.
+    """
+    # TooManyRedirects has a history as well.
+    earlier = getattr(result, "history", ())
+    return tuple(attempt for r in (*earlier, result) for attempt in getattr(r, _ATTEMPTS, ()))
+
+
+class BalancingMiddleware:
+    """Sends each attempt of each request to a node of the service that the URL's host names.
+
+    For a `ClientSession` that somebody else owns: `ClientSession(middlewares=(..., lb))`, with `lb` in the last
+    place. Hosts that are no service pass through untouched. Close it, or use `async with`. See `BalancedSession`
+    for the arguments, and for a session that is set up for it.
+    """
+
+    def __init__(
+        self,
+        services: Mapping[str, Source | Watcher | str],
+        *,
+        policy: Policy | Callable[[], Policy] = PowerOfTwo,
+        max_attempts: int = 3,
+        attempt_timeout: float | None = None,
+        wait_for_endpoints: float = 5.0,
+        drain_timeout: float = 30.0,
+        limit_per_node: int = 100,
+        ejection: Ejection | None = None,
+    ) -> None:
+        if isinstance(max_attempts, bool) or not isinstance(max_attempts, int) or max_attempts < 1:
+            raise ValueError(f"max_attempts must be a whole number, 1 or more, not {max_attempts!r}")
+        _at_least("wait_for_endpoints", wait_for_endpoints, 0)
+        _at_least("drain_timeout", drain_timeout, 0)
+        _at_least("limit_per_node", limit_per_node, 0)
+        if attempt_timeout is not None:
+            above_zero("attempt_timeout", attempt_timeout)
+        if not isinstance(ejection, (Ejection, NoneType)):
+            raise TypeError(f"ejection must be an Ejection, not {ejection!r}")
+        if not services:
+            raise ValueError("at least one service is needed")
+        self.max_attempts = max_attempts
+        self.attempt_timeout = attempt_timeout
+        self._drain = Drain(drain_timeout, self._is_listed)
+        self._session: aiohttp.ClientSession | None = None
+        self._services = {
+            _valid_name(name): Service(
+                name,
+                origin,
+                Balancer(
+                    name, _new_policy(policy, len(services)), ejection=ejection, limit_per_node=limit_per_node
+                ),
+                wait_for_endpoints=wait_for_endpoints,
+                on_left=self._drain.begin,
+            )
+            for name, origin in services.items()
+        }
+        if len(self._services) < len(services):
+            raise ValueError(f"service names differ in more than case, unlike {', '.join(services)}")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop to follow the registries. Requests that are under way go on."""
+        for service in self._services.values():
+            await service.close()
+        self._drain.close()
+        self._session = None
+
+    async def ready(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the message names the reason
+        """Follow all services now and wait until each was heard of; raises `TimeoutError` with the reason."""
+        for service in self._services.values():
+            service.follow()
+        await asyncio.gather(*(service.watcher.ready(timeout) for service in self._services.values()))
+
+    def endpoints(self, service: str | None = None) -> tuple[Endpoint, ...]:
+        """The tuple being read for the service; the name may be left out if there is one only."""
+        return self.snapshot(service).endpoints
+
+    def snapshot(self, service: str | None = None) -> Snapshot:
+        """The endpoints with their version, age and state."""
+        return self._service(service).watcher.snapshot
+
+    def describe(self) -> dict[str, Any]:
+        """The whole live state as plain data for JSON; times in seconds."""
+        return {
+            "services": {name: service.as_dict() for name, service in self._services.items()},
+            "draining": [{"address": node.address, "in_flight": node.in_flight} for node in self._drain.nodes],
+        }
+
+    async def __call__(self, req: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+        """Called by aiohttp for each hop of each request."""
+        url = req.url
+        service = self._services.get(url.raw_host or "")
+        if service is None or url.port != _DEFAULT_PORTS.get(url.scheme):
+            return await self._pass_through(req, handler)
+        if req.session is not self._session:
+            self._session = req.session
+            self._drain.watch_over(req.session)
+        proxy, server_hostname = req.proxy, req.server_hostname
+        try:
+            return await self._balance(service, req, handler)
+        finally:
+            # A middleware outside of this one may look at the request again, or send it once more.
+            req.url, req.proxy, req.server_hostname = url, proxy, server_hostname
+            vars(req).pop("send", None)
+
+    async def _balance(self, service: Service, req: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+        url, server_hostname = req.url, req.server_hostname
+        tries: list[Attempt] = []
+        tried: tuple[Node, ...] = ()
+        free = 0
+        while True:
+            attempt = service.begin(tried) or await self._wait(service, tried, tries)
+            tries.append(attempt)
+            try:
+                attempt.aim(req, url, server_hostname)
+                # One coroutine less where there is no limit, which is the usual case.
+                sending = handler(req) if self.attempt_timeout is None else self._timed(attempt, req, handler)
+                response = await sending
+            except BaseException as error:
+                outcome = classify(error)
+                attempt.error = f"{type(error).__name__}: {error}"
+                attempt.land()
+                service.observe(attempt, outcome)
+                free += outcome is Outcome.LEFT
+                tried = (*tried, attempt.node)
+                if service.balancer.exhausted(tried) and outcome is Outcome.FAULT:
+                    # No other node: once more to the same, as aiohttp itself does after a stale keep-alive.
+                    tried = ()
+                exhausted = service.balancer.exhausted(tried) and outcome is not Outcome.LEFT
+                spent = exhausted or len(tries) - free >= self.max_attempts or req.session.closed
+                if spent or not may_be_repeated(outcome, req):
+                    final = self._final(error, tries, req)
+                    if final is error:
+                        raise
+                    raise final from error
+            else:
+                service.observe(attempt, Outcome.SUCCESS)
+                attempt.observe_latency()
+                if response.connection is None:
+                    attempt.land()  # the body is here already
+                setattr(response, _ATTEMPTS, tries)
+                return response
+            await _settle(req)
+
+    async def _wait(self, service: Service, tried: tuple[Node, ...], tries: list[Attempt]) -> Attempt:
+        try:
+            return await service.wait_and_begin(tried)
+        except BaseException as error:
+            _tell(error, tries, earlier=len(tries))
+            raise
+
+    async def _timed(self, attempt: Attempt, req: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+        try:
+            async with asyncio.timeout(self.attempt_timeout) as deadline:
+                return await handler(req)
+        except TimeoutError as error:
+            if not deadline.expired() or isinstance(error, aiohttp.ServerTimeoutError):
+                raise
+            expired = aiohttp.SocketTimeoutError if attempt.sent else aiohttp.ConnectionTimeoutError
+            raise expired(f"{attempt.node.address} gave no answer within {self.attempt_timeout:g} s") from error
+
+    def _final(self, error: BaseException, tries: list[Attempt], req: ClientRequest) -> BaseException:
+        _tell(error, tries, earlier=len(tries) - 1)
+        if _aiohttp_repeats(error, req) and getattr(req.session, "_retry_connection", False):
+            final = AttemptsFailed(f"{len(tries)} attempts failed, the last with {type(error).__name__}: {error}")
+            setattr(final, _ATTEMPTS, tuple(tries))
+            return final
+        return error
+
+    async def _pass_through(self, req: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+        try:
+            return await handler(req)
+        except aiohttp.ClientError as error:
+            # Where we have switched off aiohttp's own single retry, other hosts still get it.
+            consumed = getattr(req.body, "consumed", False)
+            kept = getattr(req.session, "_retry_connection", True) or req.session.closed
+            if kept or consumed or not _aiohttp_repeats(error, req):
+                raise
+        await _settle(req)
+        return await handler(req)
+
+    def _is_listed(self, address: str) -> bool:
+        return any(address in service.balancer.nodes for service in self._services.values())
+
+    def _service(self, name: str | None) -> Service:
+        if name is None and len(self._services) == 1:
+            return next(iter(self._services.values()))
+        if name is None or name not in self._services:
+            raise KeyError(f"no service {name!r}; there are {', '.join(self._services)}")
+        return self._services[name]
+
+
+def _tell(error: BaseException, tries: list[Attempt], earlier: int) -> None:
+    """Attach what was tried to an exception, and notes on the attempts before the one that it came from."""
+    for number, attempt in enumerate(tries[:earlier], 1):
+        error.add_note(f"attempt {number}: {attempt}")
+    setattr(error, _ATTEMPTS, tuple(tries))
+
+
+def _aiohttp_repeats(error: BaseException, req: ClientRequest) -> bool:
+    """Whether aiohttp by itself sends a request once more that failed like this."""
+    if req.method not in IDEMPOTENT or isinstance(error, aiohttp.ClientConnectorError):
+        return False
+    return isinstance(error, (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError))
+
+
+async def _settle(req: ClientRequest) -> None:
+    """Make a request that failed ready to be sent again."""
+    # The cancelled writer rewinds a file body; it must be through before the next one begins.
+    await req.close()
+    if "Expect" in req.headers:
+        req.update_expect_continue()
+
+
+def _new_policy(policy: Policy | Callable[[], Policy], services: int) -> Policy:
+    if isinstance(policy, type) or not isinstance(policy, Policy):
+        if not callable(policy):
+            raise TypeError(f"policy must be a policy or a function that makes one, not {policy!r}")
+        policy = policy()
+    elif services > 1:
+        policy = copy.copy(policy)
+    if not isinstance(policy, Policy):
+        raise TypeError(f"policy must have a method pick(nodes), {policy!r} has none")
+    return policy
+
+
+def _valid_name(name: str) -> str:
+    try:
+        valid = isinstance(name, str) and URL.build(scheme="http", host=name).raw_host == name.lower()
+    except ValueError:
+        valid = False
+    if not valid or ":" in name:
+        raise ValueError(f"a service name is a host name in URLs, as in http://users/; {name!r} cannot be one")
+    return name.lower()
+
+
+def above_zero(option: str, value: float) -> None:
+    """Raise a `ValueError` that names the option unless the value is a number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"{option} must be above 0, not {value!r}")
+
+
+def _at_least(option: str, value: float, least: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
+        raise ValueError(f"{option} must be {least} or more, not {value!r}")

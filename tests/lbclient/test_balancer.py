@@ -1,0 +1,240 @@
+"""Updates, picks and outcomes, without sockets and with a clock of our own."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from discovery import Endpoint
+from lbclient import Ejection, RoundRobin
+from lbclient.balancer import Balancer
+from lbclient.node import Attempt, Node
+from lbclient.outcome import Outcome
+
+
+def endpoints(*numbers: int, **more: Any) -> list[Endpoint]:
+    return [Endpoint(host=f"10.0.0.{number}", port=80, **more) for number in numbers]
+
+
+class World:
+    """A balancer, a clock, and attempts that end at once."""
+
+    def __init__(self, *numbers: int, **options: Any) -> None:
+        self.balancer = Balancer("users", RoundRobin(random.Random(1)), **options)
+        self.balancer.update(endpoints(*numbers))
+        self.now = 1000.0
+
+    def node(self, number: int) -> Node:
+        return self.balancer.nodes[f"10.0.0.{number}:80"]
+
+    def begin(self, node: Node) -> Attempt:
+        attempt = Attempt(node, "test", lambda: None)
+        attempt.started_at = self.now
+        return attempt
+
+    def end(self, attempt: Attempt, outcome: Outcome) -> None:
+        attempt.land()
+        self.balancer.observe(attempt, outcome, self.now)
+
+    def see(self, number: int, *outcomes: Outcome) -> None:
+        for outcome in outcomes:
+            self.end(self.begin(self.node(number)), outcome)
+
+    def pick(self, *tried: int) -> Node:
+        node = self.balancer.pick(self.now, tuple(self.node(number) for number in tried))
+        assert node is not None
+        return node
+
+    def picked(self, picks: int = 30) -> set[str]:
+        return {self.pick().endpoint.host[-1] for _ in range(picks)}
+
+
+DOWN = [Outcome.CONNECT] * 3
+
+
+def test_an_update_reports_who_left_and_keeps_what_was_learned() -> None:
+    world = World(1, 2, 3)
+    second = world.node(2)
+    second.requests = 7
+    left = world.balancer.update(endpoints(2, 4, weight=5))
+    assert {node.address for node in left} == {"10.0.0.1:80", "10.0.0.3:80"}
+    assert all(node.left for node in left)
+    assert world.node(2) is second
+    assert (second.requests, second.weight, second.endpoint.weight) == (7, 5, 5)
+
+
+def test_a_node_that_comes_back_is_a_new_one() -> None:
+    world = World(1, 2)
+    first = world.node(1)
+    world.balancer.update(endpoints(2))
+    world.balancer.update(endpoints(1, 2))
+    assert world.node(1) is not first
+    assert first.left
+    assert not world.node(1).left
+
+
+def test_weight_zero_gets_nothing_unless_there_is_nothing_else() -> None:
+    world = World(1)
+    world.balancer.update([*endpoints(1), *endpoints(2, weight=0)])
+    assert world.picked() == {"1"}
+    world.balancer.update(endpoints(2, 3, weight=0))
+    assert world.picked() == {"2", "3"}
+
+
+def test_tried_nodes_are_excluded_and_the_ejected_ones_are_the_last_resort() -> None:
+    world = World(1, 2, 3)
+    world.see(3, *DOWN)
+    assert {world.pick(1).address for _ in range(20)} == {"10.0.0.2:80"}
+    assert world.pick(1, 2) is world.node(3)
+    assert not world.balancer.exhausted((world.node(1), world.node(2)))
+    assert world.balancer.exhausted((world.node(1), world.node(2), world.node(3)))
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "out"),
+    [
+        ([Outcome.CONNECT] * 2, False),
+        ([Outcome.CONNECT] * 3, True),
+        ([Outcome.CONNECT, Outcome.CONNECT, Outcome.SUCCESS, Outcome.CONNECT], False),
+        ([Outcome.CONNECT, Outcome.OURS, Outcome.CONNECT, Outcome.LEFT, Outcome.CONNECT], True),
+        ([Outcome.OURS] * 9, False),
+        ([Outcome.FAULT] * 9, False),
+        ([Outcome.BROKEN] * 9, False),
+    ],
+)
+def test_three_connect_failures_in_a_row_take_a_node_out(outcomes: list[Outcome], out: bool) -> None:
+    world = World(1, 2)
+    world.see(1, *outcomes)
+    assert world.picked() == ({"2"} if out else {"1", "2"})
+    assert world.node(1).state == ("ejected" if out else "ready")
+
+
+def test_never_the_last_node() -> None:
+    world = World(1, 2)
+    world.see(1, *DOWN)
+    world.see(2, *DOWN * 3)
+    assert world.picked() == {"2"}
+    world.balancer.update(endpoints(1))
+    assert world.picked() == {"1"}, "an ejected node is better than none"
+
+
+def test_one_probe_brings_it_back() -> None:
+    world = World(1, 2)
+    world.see(1, *DOWN)
+    world.now += 29.9
+    assert world.picked() == {"2"}
+    world.now += 0.1
+    probe = world.begin(world.pick())
+    assert probe.node is world.node(1)
+    assert probe.node.state == "probing"
+    assert world.picked() == {"2"}, "one probe at a time"
+    world.end(probe, Outcome.SUCCESS)
+    assert world.picked() == {"1", "2"}
+
+
+@pytest.mark.parametrize("outcome", [Outcome.CONNECT, Outcome.FAULT, Outcome.BROKEN])
+def test_a_failed_probe_doubles_the_time_up_to_the_cap(outcome: Outcome) -> None:
+    world = World(1, 2)
+    world.see(1, *DOWN)
+    for seconds in (30, 60, 120, 240, 300, 300):
+        node = world.node(1)
+        assert node.ejected_until == world.now + seconds
+        world.now = node.ejected_until
+        probe = world.begin(world.pick())
+        assert probe.node is node
+        world.end(probe, outcome)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.OURS, Outcome.LEFT])
+def test_a_probe_that_showed_nothing_is_repeated_at_once(outcome: Outcome) -> None:
+    world = World(1, 2)
+    world.see(1, *DOWN)
+    world.now += 30
+    world.end(world.begin(world.pick()), outcome)
+    assert world.pick() is world.node(1)
+
+
+def test_an_answer_to_an_older_attempt_does_not_bring_a_node_back() -> None:
+    """A server that stopped listening still answers on the connections it has."""
+    world = World(1, 2)
+    old = world.begin(world.node(1))
+    world.now += 1
+    world.see(1, *DOWN)
+    world.now += 1
+    world.end(old, Outcome.SUCCESS)
+    assert world.picked() == {"2"}
+
+
+def test_earlier_ejections_are_forgotten_while_healthy() -> None:
+    world = World(1, 2)
+    for _ in range(3):
+        world.see(1, *DOWN)
+        world.now = world.node(1).ejected_until or 0
+        world.end(world.begin(world.pick()), Outcome.SUCCESS)
+    assert world.node(1).ejections == 3
+    world.now += 65
+    world.see(1, *DOWN)
+    assert world.node(1).ejected_until == world.now + 60, "two of three forgotten in 65 s"
+
+
+def test_a_change_of_description_keeps_a_node_out_and_a_return_lets_it_in() -> None:
+    world = World(1, 2)
+    world.see(1, *DOWN)
+    world.balancer.update(endpoints(1, 2, weight=9))
+    assert world.picked() == {"2"}
+    world.balancer.update(endpoints(2))
+    world.balancer.update(endpoints(1, 2))
+    assert world.picked() == {"1", "2"}
+
+
+def test_the_limit_of_a_node_is_kept() -> None:
+    world = World(1, 2, limit_per_node=2)
+    begun = [world.begin(world.pick()) for _ in range(4)]
+    assert {attempt.node.in_flight for attempt in begun} == {2}
+    assert world.balancer.pick(world.now) is None
+    begun[0].land()
+    assert world.pick() is begun[0].node
+
+
+@pytest.mark.parametrize("wrong", [{"connect_failures": 0}, {"base": 0}, {"base": 10, "cap": 5}])
+def test_wrong_ejection_options_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"must be|need"):
+        Ejection(**wrong)
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("update"), st.sets(st.integers(1, 6), min_size=1)),
+        st.tuples(st.just("try"), st.sampled_from(Outcome)),
+        st.tuples(st.just("wait"), st.floats(0, 400)),
+    ),
+    max_size=60,
+)
+
+
+@given(STEPS)
+@settings(max_examples=300, deadline=None)
+def test_whatever_happens_a_listed_node_is_picked_and_counts_return_to_zero(steps: list[tuple[str, Any]]) -> None:
+    world = World(1, 2, 3)
+    under_way: list[tuple[Attempt, Outcome]] = []
+    for kind, value in steps:
+        if kind == "update":
+            world.balancer.update(endpoints(*value))
+        elif kind == "wait":
+            world.now += value
+            for attempt, outcome in under_way:
+                world.end(attempt, outcome)
+            under_way.clear()
+        else:
+            under_way.append((world.begin(world.pick()), value))
+        balancer = world.balancer
+        assert balancer.policy.pick(balancer.usable).address in balancer.nodes
+        inside = [node for node in balancer.nodes.values() if node.ejected_at is None]
+        assert set(balancer.usable) == set(inside or balancer.nodes.values())
+    for attempt, outcome in under_way:
+        world.end(attempt, outcome)
+    assert all(not node.in_flight and not node.attempts for node in world.balancer.nodes.values())

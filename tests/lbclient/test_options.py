@@ -1,0 +1,111 @@
+"""A wrong option is refused at construction, by an error that names the value and what is allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from discovery import Memory, Static
+from lbclient import BalancedSession, BalancingMiddleware, Ejection, PowerOfTwo, RoundRobin, in_flight
+
+USERS = {"users": Static(["127.0.0.1:1"])}
+BAD_NUMBERS = ("3", None, True, float("nan"), [], -1)
+
+
+@pytest.mark.parametrize("value", [*BAD_NUMBERS, 0, 2.5, float("inf")])
+async def test_max_attempts_is_a_whole_number_from_1(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"max_attempts must be .*1 or more") as caught:
+        BalancedSession(USERS, max_attempts=value)
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["wait_for_endpoints", "drain_timeout", "limit_per_node"])
+@pytest.mark.parametrize("value", BAD_NUMBERS)
+async def test_numbers_that_may_be_zero(option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{option} must be .*0 or more") as caught:
+        BalancedSession(USERS, **{option: value})
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["attempt_timeout", "connect_timeout"])
+@pytest.mark.parametrize("value", [0, *(value for value in BAD_NUMBERS if value is not None)])
+async def test_numbers_above_zero(option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{option} must be above 0") as caught:
+        BalancedSession(USERS, **{option: value})
+    assert repr(value) in str(caught.value)
+
+
+async def test_only_attempt_timeout_may_be_none() -> None:
+    async with BalancedSession(USERS, attempt_timeout=None):
+        pass
+    with pytest.raises(ValueError, match="connect_timeout must be above 0, not None"):
+        BalancedSession(USERS, connect_timeout=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "name", ["", "users:80", "a b", "http://users", "users/x", "[::1]", "b\u00fccher", 5, None]
+)
+async def test_a_services_name_is_a_host_name(name: Any) -> None:
+    with pytest.raises(ValueError, match="a service name is a host name in URLs") as caught:
+        BalancedSession({name: Memory()})
+    assert repr(name) in str(caught.value)
+
+
+async def test_names_that_differ_in_case_only_are_one_name() -> None:
+    with pytest.raises(ValueError, match="differ in more than case, unlike users, Users"):
+        BalancedSession({"users": Memory(), "Users": Memory()})
+
+
+async def test_a_single_services_name_is_checked_too() -> None:
+    with pytest.raises(ValueError, match="'users:80' cannot be one"):
+        BalancedSession(Memory(), name="users:80")
+
+
+async def test_a_name_is_for_a_single_service() -> None:
+    with pytest.raises(ValueError, match="name='users' is for a single service"):
+        BalancedSession(USERS, name="users")
+
+
+async def test_there_is_a_service() -> None:
+    with pytest.raises(ValueError, match="at least one service"):
+        BalancedSession({})
+
+
+@pytest.mark.parametrize("source", [42, None, ["127.0.0.1:1"], object])
+async def test_a_source_can_be_watched(source: Any) -> None:
+    with pytest.raises(TypeError, match=r"is no source: it has no watch\(\) method") as caught:
+        BalancedSession({"users": source})
+    assert repr(source) in str(caught.value)
+
+
+@pytest.mark.parametrize("policy", ["round-robin", None, 3, object(), lambda: "nothing", list])
+@pytest.mark.parametrize("owner", [BalancedSession, BalancingMiddleware])
+async def test_a_policy_can_pick(policy: Any, owner: Any) -> None:
+    with pytest.raises(TypeError, match=r"policy must (be|have)"):
+        owner(USERS, policy=policy)
+
+
+@pytest.mark.parametrize("policy", [RoundRobin, RoundRobin(), lambda: PowerOfTwo(load=in_flight)])
+async def test_a_policy_is_a_class_a_function_or_an_object(policy: Any) -> None:
+    async with BalancedSession(USERS, policy=policy) as session:
+        assert session.describe()["services"]["users"]["policy"] in ("RoundRobin", "PowerOfTwo")
+
+
+async def test_ejection_is_an_ejection() -> None:
+    with pytest.raises(TypeError, match="ejection must be an Ejection, not 3"):
+        BalancedSession(USERS, ejection=3)  # type: ignore[arg-type]
+    async with BalancedSession(USERS, ejection=Ejection(base=1)):
+        pass
+
+
+async def test_unknown_options_are_refused() -> None:
+    with pytest.raises(TypeError, match="max_attempt"):
+        BalancedSession(USERS, max_attempt=3)
+    with pytest.raises(TypeError, match="max_attempt"):
+        BalancingMiddleware(USERS, max_attempt=3)  # type: ignore[call-arg]
+
+
+async def test_a_total_deadline_is_a_number_or_a_clienttimeout() -> None:
+    with pytest.raises((TypeError, ValueError), match=r"timeout must be .*not 'soon'"):
+        BalancedSession(USERS, timeout="soon")  # type: ignore[arg-type]

@@ -1,0 +1,197 @@
+"""What the tests of this folder share: servers in the test's own loop, a policy that obeys, and waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from aiohttp.abc import AbstractResolver
+from multidict import CIMultiDictProxy
+
+from lbclient import BalancedSession
+from lbclient.node import Node
+from lbclient.sandbox import Backend, PortStats
+
+Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+@dataclass
+class Seen:
+    """One request as it arrived."""
+
+    method: str
+    target: str
+    headers: CIMultiDictProxy[str]
+    body: bytes
+
+
+@dataclass
+class Local:
+    """An HTTP server whose behaviour the test writes itself; `seen` is what arrived."""
+
+    answer: Answer
+    address: str = ""
+    seen: list[Seen] = field(default_factory=list)
+    names: list[str | None] = field(default_factory=list)
+    connections: int = 0
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if "Expect" in request.headers:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = await request.content.read()
+        self.seen.append(Seen(request.method, request.raw_path, request.headers, body))
+        return await self.answer(request)
+
+
+async def ok(_: web.BaseRequest) -> web.StreamResponse:
+    return web.Response(text="ok")
+
+
+async def drop(request: web.BaseRequest) -> web.StreamResponse:
+    """Close the connection without an answer."""
+    assert request.transport is not None
+    request.transport.close()
+    return web.Response()
+
+
+async def hang(_: web.BaseRequest) -> web.StreamResponse:
+    await asyncio.Event().wait()
+    return web.Response()
+
+
+@asynccontextmanager
+async def local(answer: Answer = ok, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Local]:
+    """Serve on a free loopback port."""
+    server = Local(answer)
+    if tls is not None:
+        tls.sni_callback = lambda _socket, name, _context: server.names.append(name)
+
+    class Counting(web.Server):
+        def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
+            server.connections += 1
+            super().connection_made(handler, transport)
+
+    http = Counting(server.handle, handler_cancellation=True, access_log=None)
+    runner = web.ServerRunner(http, shutdown_timeout=0.05)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+    server.address = "{}:{}".format(*runner.addresses[0][:2])
+    try:
+        yield server
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def wire(
+    talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[str]:
+    """Serve with bare hands: `talk` has the connection; yields the address."""
+    talks: set[asyncio.Task[None]] = set()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        talks.add(task)
+        try:
+            await talk(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+            talks.discard(task)
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    try:
+        yield "{}:{}".format(*server.sockets[0].getsockname())
+    finally:
+        server.close()
+        for task in tuple(talks):
+            task.cancel()
+        if talks:
+            await asyncio.wait(tuple(talks))
+
+
+@asynccontextmanager
+async def black_hole() -> AsyncIterator[str]:
+    """An address at which connecting neither succeeds nor fails: its queue of connections to accept is full."""
+    loop = asyncio.get_running_loop()
+    with socket.socket() as listener, socket.socket() as first:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        first.setblocking(False)  # noqa: FBT003 - it takes no keywords
+        await loop.sock_connect(first, listener.getsockname())
+        yield "{}:{}".format(*listener.getsockname())
+
+
+class Prefer:
+    """A policy that picks the earliest in its list of addresses; others come after those."""
+
+    def __init__(self, *addresses: str) -> None:
+        self._addresses = addresses
+
+    def pick(self, nodes: tuple[Node, ...]) -> Node:
+        order = self._addresses
+        return min(nodes, key=lambda node: order.index(node.address) if node.address in order else len(order))
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 5.0) -> None:
+    """Wait until the condition holds."""
+    async with asyncio.timeout(seconds):
+        while True:
+            holds = condition()
+            if not (holds if isinstance(holds, bool) else await holds):
+                await asyncio.sleep(0.002)
+                continue
+            return
+
+
+async def stats_of(backends: Iterable[Backend]) -> dict[str, PortStats]:
+    """The statistics of each backend's first port, by address."""
+    backends = list(backends)
+    stats = await asyncio.gather(*(backend.stat() for backend in backends))
+    return {backend.address: stat for backend, stat in zip(backends, stats, strict=True)}
+
+
+async def times_processed(backends: Iterable[Backend], request_id: str) -> int:
+    """How often servers began to process requests with this `X-Request-Id`."""
+    return sum(stat["ids"].get(request_id, 0) for stat in (await stats_of(backends)).values())
+
+
+def node_of(session: BalancedSession, address: str) -> dict[str, Any]:
+    """What the session knows of one node."""
+    services = session.describe()["services"].values()
+    found: dict[str, Any] = next(n for s in services for n in s["nodes"] if n["address"] == address)
+    return found
+
+
+def in_flight(session: BalancedSession) -> int:
+    """How many attempts are under way, departed nodes included."""
+    state = session.describe()
+    nodes = [node for service in state["services"].values() for node in service["nodes"]] + state["draining"]
+    return sum(node["in_flight"] for node in nodes)
+
+
+class _Loopback(AbstractResolver):
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[Any]:
+        if host not in self._names:
+            raise OSError(f"{host} is not to be looked up")
+        return [{"hostname": host, "host": "127.0.0.1", "port": port, "family": family, "proto": 0, "flags": 0}]
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+def resolving(*names: str) -> aiohttp.TCPConnector:
+    """A connector for which these names are this machine, and no others exist."""
+    return aiohttp.TCPConnector(limit=0, resolver=_Loopback(names))
