@@ -6,14 +6,14 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Self
 
 from discovery.backoff import Backoff
 from discovery.endpoint import Endpoint, Snapshot, endpoint_tuple
-from discovery.source import Source
+from discovery.source import Source, SourceError
 
 __all__ = ["Listener", "Watcher"]
 
@@ -116,13 +116,15 @@ class Watcher:
             why = self.snapshot.reason or "no answer yet"
             raise TimeoutError(f"{self.name}: nothing received within {timeout} s: {why}") from None
 
-    async def __aiter__(self) -> AsyncIterator[Snapshot]:
-        """Yield the newest snapshot now and whenever endpoints or state changed, until the watcher is stopped."""
-        seen: tuple[int, str] | None = None
+    async def __aiter__(self) -> AsyncGenerator[Snapshot, None]:
+        """Yield the newest snapshot now and whenever something about it changed, until the watcher is stopped."""
+        seen: object = None
         while not self._stopped:
             snapshot = self.snapshot
-            if seen != (snapshot.version, snapshot.state):
-                seen = (snapshot.version, snapshot.state)
+            # That there is a reason is news, its wording is not: it may change with every attempt.
+            news = (snapshot.version, snapshot.state, bool(snapshot.reason), snapshot.skipped)
+            if seen != news:
+                seen = news
                 yield snapshot
             else:
                 await self._next_swap()
@@ -159,6 +161,8 @@ class Watcher:
                 if task is None or task.cancelling():
                     raise
                 reason = f"the source was cancelled {error}".strip()
+            except SourceError as error:
+                reason = str(error)
             except Exception as error:  # noqa: BLE001 - a source may fail in any way and must not end the watcher
                 reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             # A source that answers and fails at once must not be asked in a hot loop.
