@@ -32,7 +32,8 @@ class Drain:
         self._timeout = timeout
         self._listed = listed
         self._connectors: WeakSet[aiohttp.BaseConnector] = WeakSet()
-        self._draining: dict[Node, asyncio.TimerHandle] = {}
+        # Nodes that left with attempts under way; the deadline is set once no service lists the address any more.
+        self._draining: dict[Node, asyncio.TimerHandle | None] = {}
 
     @property
     def nodes(self) -> list[Node]:
@@ -46,16 +47,17 @@ class Drain:
 
     def begin(self, left: Iterable[Node]) -> None:
         """Close what is idle in this very turn of the loop, let what is busy end, and set the deadline."""
-        gone = [node for node in left if not self._listed(node.address)]
-        self._close_idle({(node.endpoint.host, node.endpoint.port) for node in gone})
-        for node in gone:
-            for attempt in node.attempts:
-                if attempt.conn is not None and attempt.conn.protocol is not None:
-                    # The connector closes it instead of keeping it, as after `Connection: close`.
-                    attempt.conn.protocol.force_close()
-            if node.attempts:
-                loop = asyncio.get_running_loop()
-                self._draining[node] = loop.call_later(self._timeout, self._cut, node)
+        left = list(left)
+        self._close_idle({(node.endpoint.host, node.endpoint.port): node.address for node in left})
+        self._draining = {node: handle for node, handle in self._draining.items() if node.attempts or handle}
+        self._draining.update((node, None) for node in left if node.attempts)
+        for node, deadline in self._draining.items():
+            if deadline is None and not self._listed(node.address):
+                self._draining[node] = asyncio.get_running_loop().call_later(self._timeout, self._cut, node)
+                for attempt in node.attempts:
+                    if attempt.conn is not None and attempt.conn.protocol is not None:
+                        # The connector closes it instead of keeping it, as after `Connection: close`.
+                        attempt.conn.protocol.force_close()
 
     def _cut(self, node: Node) -> None:
         self._draining.pop(node, None)
@@ -66,8 +68,8 @@ class Drain:
             if attempt.conn is not None and attempt.conn.transport is not None:
                 attempt.conn.transport.abort()
 
-    def _close_idle(self, addresses: set[tuple[str, int]]) -> None:
-        idle = list(self._idle(addresses))
+    def _close_idle(self, addresses: dict[tuple[str, int], str]) -> None:
+        idle = list(self._idle({key for key, address in addresses.items() if not self._listed(address)}))
         for protocol in idle[:_SLICE]:
             protocol.close()
         if len(idle) > _SLICE:
@@ -83,6 +85,7 @@ class Drain:
 
     def close(self) -> None:
         """Forget the deadlines; the connections are the session's to close."""
-        for handle in self._draining.values():
-            handle.cancel()
+        for deadline in self._draining.values():
+            if deadline is not None:
+                deadline.cancel()
         self._draining.clear()

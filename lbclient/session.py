@@ -47,8 +47,8 @@ class BalancedSession:
         keepalive_timeout: seconds an idle connection is kept. Below the 5 s after which uvicorn and Node.js
             close theirs, so that a request is seldom sent into a connection that is just being closed.
         middlewares: client middlewares; they run outside of the balancer, once for each request.
-        session_options: everything else `aiohttp.ClientSession` takes. A `connector` of your own keeps its own limits
-            and `keepalive_timeout`; give it `limit=0`, or one hanging node can take the slots of all.
+        session_options: everything else `aiohttp.ClientSession` takes. A `connector` of your own keeps its own
+            limits and `keepalive_timeout`; give it `limit=0`, or one hanging node can take the slots of all.
 
     Raises:
         ValueError, TypeError: at construction, for an option with a wrong value.
