@@ -21,7 +21,8 @@ __all__ = ["Consul"]
 _LONGEST_WAIT = (
     600.0  # seconds; Consul cuts longer ones, https://developer.hashicorp.com/consul/api-docs/features/blocking
 )
-_POLLS_PER_SECOND, _BURST = 5.0, 2
+# A deploy is a burst of changes, each of which should be seen at once; checks that flap without end are not.
+_POLLS_PER_SECOND, _BURST = 5.0, 10
 # Nothing has this id: the answer is an empty list with the true index, whatever the number of instances.
 _NOTHING = ("filter", 'Service.ID == "-"')
 
@@ -31,7 +32,7 @@ class Consul:
 
     A caller may rely on: critical instances are never in the set (one in maintenance is critical). An agent that
     falls silent is noticed within `probe_interval + timeout` seconds. However busy the catalog is, the agent is
-    asked at most 5 times a second, with a burst of 2. What it does not do: it holds nothing back; Consul
+    asked at most 5 times a second, after a burst of 10. What it does not do: it holds nothing back; Consul
     shows an empty service to a token that may not read it, and so does this.
 
     Args:

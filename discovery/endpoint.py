@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-import math
 import re
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -56,7 +56,7 @@ class Endpoint:
             raise ValueError(f"port must be a whole number from 1 to {_MAX_PORT}, not {self.port!r}")
         if isinstance(self.weight, bool) or not isinstance(self.weight, (int, float)):
             raise ValueError(f"weight must be a number, not {self.weight!r}")  # noqa: TRY004 - as above
-        if not math.isfinite(self.weight) or self.weight < 0:
+        if not 0 <= self.weight <= sys.float_info.max:
             raise ValueError(f"weight must be finite and not negative, not {self.weight!r}")
         if self.metadata is not _NOTHING:
             set_(self, "metadata", MappingProxyType({str(k): str(v) for k, v in self.metadata.items()}))

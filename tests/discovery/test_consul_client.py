@@ -139,7 +139,7 @@ async def test_what_is_asked() -> None:
         (http("ACL support disabled", status="401 x"), "401"),
         (http("", status="429 x"), "429: '' (its limit"),
         (http("No path to datacenter", status="500 x"), "500: 'No path to datacenter'"),
-        (http("x" * 199 + "s3cret", status="500 x"), "500"),
+        (http("x" * 196 + "s3cret", status="500 x"), "500"),
         (http("not found", status="404 x"), "is there a Consul agent"),
         (http("", status="301 x", headers="Location: http://127.0.0.1:1/\r\n"), "status 301"),
         (http("<html>"), "not Consul's"),
@@ -199,7 +199,15 @@ async def test_the_worst_check_counts(passing: bool) -> None:
 async def test_broken_instances_are_skipped_and_an_id_is_unique_on_its_node_only() -> None:
     elsewhere = instance(1, Address="10.0.0.2")
     elsewhere["Node"] = {"Node": "m"}
-    broken = [None, {}, [], "x", {"Node": None, "Service": None}, instance(3, Port=0), instance(4, Port="80")]
+    broken: list[Any] = [
+        None,
+        {},
+        [],
+        "x",
+        {"Node": None, "Service": None},
+        instance(3, Port=0),
+        instance(4, Port="80"),
+    ]
     broken += [instance(5, Weights={"Passing": -1}), instance(6, Weights=[]), instance(7, Meta=[1])]
     broken += [{**instance(8), "Checks": [{}]}, {**instance(9), "Checks": 7}]
     fake, _ = agent(answer(5, instance(1), elsewhere, *broken))

@@ -152,7 +152,7 @@ def test_a_bad_update_keeps_the_last_good_value() -> None:
 def test_logged_once_until_it_was_good_in_between(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     found = records()
-    found.put("k\n1", b"bad: 1\nfaked line")
+    found.put("k\n1", b"1:2:3\nfaked line")
     found.put("k\n1", b"bad: 2")
     found.replace({"k\n1": b"bad: 3"})
     (message,) = caplog.messages
@@ -206,6 +206,15 @@ def test_the_same_object_until_something_changed() -> None:
     found.put("b", b"10.0.0.2:80")
     assert found.endpoints is not before
     assert addresses(before) == ["10.0.0.1:80"]
+
+
+def test_whatever_a_format_raises_is_a_reason() -> None:
+    def read(_: str, value: object) -> Iterable[Endpoint]:
+        raise value if isinstance(value, Exception) else RuntimeError
+
+    found = Records(read)
+    found.replace({"a": KeyError("Addr"), "b": 1})
+    assert dict(found.skipped) == {"a": "KeyError: 'Addr'", "b": "RuntimeError: "}
 
 
 def test_one_record_may_be_several_endpoints() -> None:

@@ -230,9 +230,6 @@ def test_several_processes_download_once(machine: Machine) -> None:
     )
     argv = [sys.executable, "-c", script, str(machine.apt), str(machine.os_release)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    children = [
-        subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True)  # noqa: S603 - this file's own
-        for _ in range(3)
-    ]
+    children = [subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert [child.communicate()[0] for child in children] == ["1.2.3\n"] * 3
     assert len([call for call in machine.calls() if "download" in call]) == 1

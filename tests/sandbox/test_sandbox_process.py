@@ -125,7 +125,7 @@ async def test_children_do_not_outlive_a_parent_killed_with_9(tmp_path: Path) ->
         asyncio.run(main())
     """
     root = str(Path(__file__).parents[2])
-    with subprocess.Popen(  # noqa: ASYNC220, S603 - has to be an ordinary parent
+    with subprocess.Popen(  # noqa: ASYNC220 - has to be an ordinary parent
         [sys.executable, "-c", textwrap.dedent(script)],
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": root},
