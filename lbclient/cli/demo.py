@@ -120,7 +120,7 @@ async def _play(
     journal.began_at = time.monotonic()
     journal.note(
         f"{backends} servers listed in {scenario.registry.name}; {rate:g} requests/s begin, "
-        "six in ten of which take a server 5 to 40 ms"
+        "60 % of them take 5 to 40 ms"
     )
     journal.echo = table is None
     await _perform(view, load, table)
