@@ -189,9 +189,9 @@ class Attempt:
         """Point the request at the node: aiohttp reads address, TLS and path from `req.url` when it connects."""
         located = self.node.locate(url)
         req.url = located
-        if located.scheme in ("https", "wss"):
-            # The certificate must be good for the name the caller asked for, not for an address from a registry.
-            req.server_hostname = server_hostname or url.raw_host
+        # The certificate must be good for the name the caller asked for, not for an address from a registry.
+        secure = located.scheme in ("https", "wss")
+        req.server_hostname = server_hostname or (url.raw_host if secure else None)
         req.proxy = None
         self._req = req
         # Between connecting and writing is the last moment at which a node that has left can be noticed.
