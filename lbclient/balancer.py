@@ -112,8 +112,7 @@ class Balancer:
 
     def _due(self, now: float, tried: tuple[Node, ...]) -> Node | None:
         for node in self.nodes.values():
-            due = node.ejected_until is not None and now >= node.ejected_until and not node.probing
-            if due and node not in tried:
+            if _awaits_probe(node) and now >= (node.ejected_until or 0) and node not in tried:
                 node.probing = True
                 self._regroup()
                 return node
@@ -128,8 +127,7 @@ class Balancer:
         nodes = self.nodes.values()
         inside = tuple(node for node in nodes if node.ejected_at is None)
         self.usable = tuple(node for node in inside if node.weight > 0) or inside or tuple(nodes)
-        due = (n.ejected_until for n in nodes if n.ejected_until is not None and not n.probing)
-        self._probe_at = min(due, default=math.inf)
+        self._probe_at = min((node.ejected_until or 0 for node in nodes if _awaits_probe(node)), default=math.inf)
 
     def as_dict(self, now: float) -> dict[str, Any]:
         """The live state as plain data."""
@@ -138,3 +136,8 @@ class Balancer:
             "usable": len(self.usable),
             "nodes": [node.as_dict(now) for node in self.nodes.values()],
         }
+
+
+def _awaits_probe(node: Node) -> bool:
+    # Weight 0 means no new traffic, and a probe is a request like any other.
+    return node.ejected_until is not None and not node.probing and node.weight > 0

@@ -169,6 +169,16 @@ def test_an_answer_to_an_older_attempt_does_not_bring_a_node_back() -> None:
     assert world.picked() == {"2"}
 
 
+def test_weight_zero_gets_no_probe_until_it_has_a_weight_again() -> None:
+    world = World(1, 2)
+    world.see(1, *DOWN)
+    world.balancer.update([*endpoints(1, weight=0), *endpoints(2)])
+    world.now += 31
+    assert world.picked() == {"2"}
+    world.balancer.update(endpoints(1, 2))
+    assert world.pick() is world.node(1)
+
+
 def test_earlier_ejections_are_forgotten_while_healthy() -> None:
     world = World(1, 2)
     for _ in range(3):
