@@ -15,7 +15,8 @@ from aiohttp import web
 from aiohttp.abc import AbstractResolver
 from multidict import CIMultiDictProxy
 
-from lbclient import BalancedSession
+from discovery.endpoint import join_host_port
+from lbclient import BalancedSession, attempts
 from lbclient.node import Node
 from lbclient.sandbox import Backend, PortStats
 
@@ -67,8 +68,10 @@ async def hang(_: web.BaseRequest) -> web.StreamResponse:
 
 
 @asynccontextmanager
-async def local(answer: Answer = ok, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Local]:
-    """Serve on a free loopback port."""
+async def local(
+    answer: Answer = ok, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Local]:
+    """Serve on a free port."""
     server = Local(answer)
     if tls is not None:
         tls.sni_callback = lambda _socket, name, _context: server.names.append(name)
@@ -81,8 +84,8 @@ async def local(answer: Answer = ok, *, tls: ssl.SSLContext | None = None) -> As
     http = Counting(server.handle, handler_cancellation=True, access_log=None)
     runner = web.ServerRunner(http, shutdown_timeout=0.05)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
-    server.address = "{}:{}".format(*runner.addresses[0][:2])
+    await web.TCPSite(runner, host, 0, ssl_context=tls).start()
+    server.address = join_host_port(*runner.addresses[0][:2])
     try:
         yield server
     finally:
@@ -179,8 +182,10 @@ def in_flight(session: BalancedSession) -> int:
     return sum(node["in_flight"] for node in nodes)
 
 
-class _Loopback(AbstractResolver):
-    def __init__(self, names: tuple[str, ...]) -> None:
+class Loopback(AbstractResolver):
+    """For it, some names are this machine, and no others exist."""
+
+    def __init__(self, *names: str) -> None:
         self._names = names
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[Any]:
@@ -194,4 +199,68 @@ class _Loopback(AbstractResolver):
 
 def resolving(*names: str) -> aiohttp.TCPConnector:
     """A connector for which these names are this machine, and no others exist."""
-    return aiohttp.TCPConnector(limit=0, resolver=_Loopback(names))
+    return aiohttp.TCPConnector(limit=0, resolver=Loopback(*names))
+
+
+def waiting(session: BalancedSession) -> int:
+    """How many requests wait for a slot."""
+    return sum(service["waiting"] for service in session.describe()["services"].values())
+
+
+class Gate:
+    """An answer that waits until the test lets it through."""
+
+    def __init__(self) -> None:
+        self._open: asyncio.Queue[None] = asyncio.Queue()
+
+    def let(self, count: int = 1) -> None:
+        for _ in range(count):
+            self._open.put_nowait(None)
+
+    async def __call__(self, _: web.BaseRequest) -> web.StreamResponse:
+        await self._open.get()
+        return web.Response(text="ok")
+
+
+def paths(server: Local) -> list[str]:
+    """What was asked for, in the order of arrival."""
+    return [seen.target for seen in server.seen]
+
+
+class Crowd:
+    """Requests that were started and not waited for."""
+
+    def __init__(self, session: BalancedSession) -> None:
+        self.session = session
+        self.tasks: list[asyncio.Task[list[str]]] = []
+
+    async def start(self, *paths: str) -> None:
+        """Start one after the other; each has begun or waits in the queue before the next one is started."""
+        for path in paths:
+            before = in_flight(self.session) + waiting(self.session)
+            self.tasks.append(asyncio.create_task(self.get(path)))
+            await until(lambda before=before: in_flight(self.session) + waiting(self.session) > before)
+
+    async def get(self, path: str) -> list[str]:
+        """The addresses that were tried for it."""
+        async with self.session.get(path) as response:
+            await response.read()
+            return [attempt.endpoint.address for attempt in attempts(response)]
+
+    async def stop(self) -> None:
+        """Cancel those that have not ended."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def crowd(source: Any, **options: Any) -> AsyncIterator[Crowd]:
+    """A session with this source and these options, and requests to it; cancels those that are left in the end."""
+    async with BalancedSession(source, **options) as session:
+        crowd = Crowd(session)
+        try:
+            yield crowd
+        finally:
+            await crowd.stop()
+            assert in_flight(session) == waiting(session) == 0

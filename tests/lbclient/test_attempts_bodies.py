@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,17 +124,18 @@ async def test_a_generator_is_not_sent_again_once_it_was_begun(method: str) -> N
 
 
 @pytest.mark.parametrize("kind", ["BytesIO", "file"])
-@pytest.mark.parametrize("abrupt", [True, False], ids=["reset", "closed"])
-async def test_a_body_that_was_cut_off_arrives_whole_at_the_next_node(
-    tmp_path: Path, kind: str, abrupt: bool
-) -> None:
+@pytest.mark.parametrize("how", ["reset", "closed", "half-closed"])
+async def test_a_body_that_was_cut_off_arrives_whole_at_the_next_node(tmp_path: Path, kind: str, how: str) -> None:
     """The sender was in the middle of it; it has to stop before it may begin anew."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         await reader.readexactly(1000)
-        if abrupt:
+        if how == "reset":
             writer.transport.abort()
+        elif how == "half-closed":
+            writer.write_eof()
+            await reader.read()
 
     path = tmp_path / "body"
     path.write_bytes(HUGE)
@@ -148,6 +150,37 @@ async def test_a_body_that_was_cut_off_arrives_whole_at_the_next_node(
                 assert [attempt.outcome for attempt in attempts(response)] == [Outcome.FAULT, Outcome.SUCCESS]
             assert [len(seen.body) for seen in server.seen] == [len(HUGE)]
             assert server.seen[0].body == HUGE
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["asked", "unasked"])
+async def test_expect100_waits_to_be_asked_by_each_node(asked: bool) -> None:
+    """Whether or not the first one had asked for the body before it dropped the request."""
+    early = b""
+
+    async def first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if asked:
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            await reader.readexactly(4)
+
+    async def second(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal early
+        await reader.readuntil(b"\r\n\r\n")
+        with suppress(TimeoutError):
+            early = await asyncio.wait_for(reader.read(4), 0.05)
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = early or await reader.readexactly(4)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n" + body)
+
+    async with (
+        wire(first) as one,
+        wire(second) as two,
+        BalancedSession(Static([one, two]), policy=Prefer(one)) as session,
+        session.put("/x", data=b"body", expect100=True) as response,
+    ):
+        assert await response.read() == b"body"
+        assert len(attempts(response)) == 2
+    assert early == b"", "the body was sent before it was asked for"
 
 
 async def test_a_pipe_is_not_sent_again() -> None:

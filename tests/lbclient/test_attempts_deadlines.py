@@ -142,8 +142,12 @@ async def test_the_time_to_read_is_a_fault(frozen: Backend, nodes: list[Backend]
 
 
 @pytest.mark.parametrize("where", ["aiohttp", "caller"])
-async def test_the_total_deadline_is_nobodys_fault_and_final(nodes: list[Backend], where: str) -> None:
-    async with BalancedSession(Static([node.address for node in nodes])) as session:
+@pytest.mark.parametrize("attempt_timeout", [None, 30])
+async def test_the_total_deadline_is_nobodys_fault_and_final(
+    nodes: list[Backend], where: str, attempt_timeout: float | None
+) -> None:
+    services = Static([node.address for node in nodes])
+    async with BalancedSession(services, attempt_timeout=attempt_timeout) as session:
 
         async def ask() -> None:
             async with asyncio.timeout(0.1 if where == "caller" else None):

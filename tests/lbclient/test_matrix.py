@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 import aiohttp
 import pytest
-from rig import in_flight, resolving, stats_of
+from rig import in_flight, local, resolving, stats_of
 from yarl import URL
 
-from discovery import Static
+from discovery import Endpoint, Static
 from lbclient import BalancedSession, RoundRobin, attempts
 from lbclient.sandbox import Backend
 
@@ -96,9 +96,16 @@ async def test_a_single_service_takes_paths_and_absolute_urls(nodes: list[Backen
         assert len(attempts(response)) == 1
 
 
-async def test_base_url_is_no_part_of_the_path_twice(nodes: list[Backend]) -> None:
-    services = {"users": Static([nodes[0].address])}
-    async with BalancedSession(services, base_url="http://users/api/v1/") as users:
+@pytest.mark.parametrize("alone", [True, False])
+async def test_base_url_is_no_part_of_the_path_twice(nodes: list[Backend], alone: bool) -> None:
+    base = "http://users/api/v1/"
+    source = Static([nodes[0].address])
+    many, single = (
+        BalancedSession({"users": source}, base_url=base),
+        BalancedSession(source, name="users", base_url=base),
+    )
+    async with many, single:
+        users = single if alone else many
         assert (await echo(users.get("list?x=1")))["target"] == "/api/v1/list?x=1"
         assert (await echo(users.get("/list")))["target"] == "/list"
         assert (await echo(users.get("http://users/api/v1/list")))["target"] == "/api/v1/list"
@@ -148,6 +155,24 @@ async def test_requests_are_balanced_one_by_one(session: BalancedSession, nodes:
     assert sorted(servers.values()) == [10] * 4
     stats = await stats_of(nodes)
     assert all(stat["connections_total"] == 1 for stat in stats.values()), "connections are not kept alive"
+
+
+async def test_nodes_may_have_ipv6_addresses_and_names() -> None:
+    async with AsyncExitStack() as stack:
+        try:
+            server = await stack.enter_async_context(local(host="::1"))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+        session = BalancedSession(Static([server.address]), name="users")
+        async with session, session.get("/x") as response:
+            assert attempts(response)[0].endpoint.address.startswith("[::1]:")
+        assert [(seen.target, seen.headers["Host"]) for seen in server.seen] == [("/x", "users")]
+    async with local() as server:
+        node = Endpoint(host="node-1.internal", port=int(server.address.partition(":")[2]))
+        session = BalancedSession(Static([node]), name="users", connector=resolving("node-1.internal"))
+        async with session, session.get("/x") as response:
+            assert attempts(response)[0].endpoint.host == "node-1.internal"
+        assert [(seen.target, seen.headers["Host"]) for seen in server.seen] == [("/x", "users")]
 
 
 async def test_the_response_shows_the_callers_url(session: BalancedSession) -> None:

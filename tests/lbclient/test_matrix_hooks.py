@@ -193,10 +193,14 @@ async def test_a_middleware_may_send_a_request_elsewhere_after_an_answer(nodes: 
         return await handler(req)
 
     services = {"users": Static([nodes[0].address])}
-    async with session_of(kind, services, move) as session, session.get("http://users/x") as response:
-        said = await response.json()
-        assert (said["port"], said["target"]) == (nodes[3].port, "/moved")
-        assert attempts(response) == ()
+    async with session_of(kind, services, move) as session:
+        async with session.get("http://users/x") as response:
+            said = await response.json()
+            assert (said["port"], said["target"]) == (nodes[3].port, "/moved")
+            assert attempts(response) == ()
+        async with local() as proxy:
+            await session.get("http://users/x", proxy=f"http://{proxy.address}")
+            assert [seen.target for seen in proxy.seen] == [f"http://{nodes[3].address}/moved"]
 
 
 async def test_a_middleware_may_name_the_service(nodes: list[Backend]) -> None:
@@ -255,13 +259,17 @@ async def test_one_middleware_serves_several_sessions(nodes: list[Backend]) -> N
                         assert len(attempts(response)) == 1
 
 
-async def test_an_environments_proxy_is_not_for_services(
-    nodes: list[Backend], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("given", ["session", "environment"])
+async def test_a_proxy_is_not_for_services(
+    nodes: list[Backend], monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
     async with local() as proxy:
-        monkeypatch.setenv("http_proxy", f"http://{proxy.address}")
+        options: dict[str, Any] = {"proxy": f"http://{proxy.address}"}
+        if given == "environment":
+            monkeypatch.setenv("http_proxy", options["proxy"])
+            options = {"trust_env": True}
         services = {"users": Static([nodes[0].address])}
-        async with BalancedSession(services, trust_env=True) as session:
+        async with BalancedSession(services, **options) as session:
             async with session.get("http://users/x") as response:
                 assert (await response.json())["target"] == "/x"
             async with session.get("http://outside.example/x"):

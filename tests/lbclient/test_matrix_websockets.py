@@ -87,6 +87,14 @@ async def test_many_websockets_spread(session: BalancedSession, nodes: list[Back
     assert in_flight(session) == 0
 
 
+async def test_options_are_those_of_aiohttp(session: BalancedSession) -> None:
+    timeout = aiohttp.ClientWSTimeout(ws_receive=0.05)
+    async with session.ws_connect("/ws", timeout=timeout, heartbeat=30, headers={"X-A": "1"}) as socket:
+        with pytest.raises(TimeoutError):
+            await socket.receive()
+    assert in_flight(session) == 0
+
+
 async def test_a_refused_handshake_lands(session: BalancedSession) -> None:
     with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
         await session.ws_connect("/ping")

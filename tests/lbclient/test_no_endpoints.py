@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
 import aiohttp
 import pytest
-from rig import Prefer, hang, in_flight, local, until
+from rig import Loopback, Prefer, hang, in_flight, local, until
 
 from discovery import Endpoint, Memory, Static, Watcher
 from lbclient import BalancedSession, BalancingMiddleware, LBError, NoEndpoints, attempts
@@ -96,6 +98,37 @@ async def test_a_service_that_loses_and_gains_its_nodes_goes_on() -> None:
             await until(lambda: len(session.endpoints()) == 1)
             await session.get("/3")
         assert [seen.target for seen in server.seen] == ["/1", "/3"]
+
+
+@pytest.mark.parametrize("another", [True, False])
+async def test_a_node_that_leaves_while_it_is_being_connected_costs_no_attempt(another: bool) -> None:
+    looked_up, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(Loopback):
+        async def resolve(
+            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+        ) -> list[Any]:
+            looked_up.set()
+            await go_on.wait()
+            return await super().resolve(host, port, family)
+
+    connector = aiohttp.TCPConnector(limit=0, resolver=Slow("leaving.internal"))
+    async with local() as leaving, local() as other:
+        source = Memory([leaving.address.replace("127.0.0.1", "leaving.internal")])
+        async with BalancedSession(source, name="users", max_attempts=1, connector=connector) as session:
+            request = asyncio.create_task(session.post("/x", data=b"1")._coro)
+            await looked_up.wait()
+            source.set([other.address] if another else [])
+            await until(lambda: session.snapshot().version == 2)
+            go_on.set()
+            if another:
+                assert len(attempts(await request)) == 2
+            else:
+                with pytest.raises(NoEndpoints, match="0 known, 0 healthy, 1 tried") as caught:
+                    await request
+                assert "left while a connection to it was being made" in caught.value.__notes__[0]
+        assert leaving.seen == []
+        assert len(other.seen) == another
 
 
 async def test_an_outage_of_the_registry_keeps_the_last_good_nodes() -> None:
