@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import secrets
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -21,11 +22,12 @@ __all__ = ["EtcdCluster", "EtcdServer"]
 ServerT = TypeVar("ServerT", bound="EtcdServer")
 
 
-class EtcdClient:
+class EtcdClient(ABC):
     """What a test does to the data, over etcd's JSON gateway."""
 
+    @abstractmethod
     def _reachable(self) -> list[str]:
-        raise NotImplementedError
+        """The addresses of members to try."""
 
     async def put(self, key: str, value: str | bytes, ttl: int | None = None) -> int | None:
         """Set a key.

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from http import HTTPStatus
 from types import TracebackType
@@ -21,7 +22,7 @@ _REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=1.5)
 _PATIENCE = 15.0
 
 
-class Server:
+class Server(ABC):
     """One server, either started here or running elsewhere.
 
     Attributes:
@@ -98,8 +99,9 @@ class Server:
                 raise SandboxError(f"{self.kind} {self.address} is not healthy after {timeout:g} s\n{tail}")
             await asyncio.sleep(_POLL)
 
+    @abstractmethod
     async def _healthy(self) -> bool:
-        raise NotImplementedError
+        """Whether it answers and can be written to."""
 
     def _own(self) -> LocalServer | Container:
         if self._host is None:
