@@ -150,6 +150,8 @@ def test_free_ports_differ_and_can_be_bound() -> None:
     assert len(set(ports)) == 50
     for port in ports[:5]:
         with socket.socket() as sock:
+            # As every server does: connections of an earlier one may still be in TIME_WAIT.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(("127.0.0.1", port))
 
 
