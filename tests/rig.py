@@ -175,6 +175,12 @@ def node_of(session: BalancedSession, address: str) -> dict[str, Any]:
     return found
 
 
+def expire_ejection(session: BalancedSession, address: str) -> None:
+    """Have the time for which a node is out pass at once."""
+    balancer = session._balancing._services["service"].balancer
+    balancer.nodes[address].ejected_until = balancer._probe_at = 0.0
+
+
 def in_flight(session: BalancedSession) -> int:
     """How many attempts are under way, departed nodes included."""
     state = session.describe()

@@ -5,7 +5,22 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from rig import Gate, Prefer, crowd, drop, hang, in_flight, local, node_of, ok, paths, stats_of, until, waiting
+from rig import (
+    Gate,
+    Prefer,
+    crowd,
+    drop,
+    expire_ejection,
+    hang,
+    in_flight,
+    local,
+    node_of,
+    ok,
+    paths,
+    stats_of,
+    until,
+    waiting,
+)
 
 from discovery import Memory, Static
 from lbclient import BalancedSession, Ejection, RoundRobin
@@ -68,12 +83,12 @@ async def test_a_node_that_is_back_serves_all_it_can(nodes: list[Backend]) -> No
     await back.refuse()
     async with local(hang) as full:
         source = Static([full.address, back.address])
-        ejection = Ejection(connect_failures=1, base=0.05, cap=0.05)
+        ejection = Ejection(connect_failures=1)
         async with crowd(source, policy=Prefer(back.address), limit_per_node=2, ejection=ejection) as requests:
             await requests.start("/held", "/held", endless, endless, endless)
             assert waiting(requests.session) == 3
             await back.listen()
-            await until(lambda: node_of(requests.session, back.address)["ejected_for"] == 0)
+            expire_ejection(requests.session, back.address)
             await requests.start(endless)
             await until(lambda: waiting(requests.session) == 2)
             assert node_of(requests.session, back.address)["in_flight"] == 2

@@ -7,7 +7,21 @@ import asyncio
 import aiohttp
 import pytest
 from aiohttp import web
-from rig import Gate, Prefer, crowd, drop, hang, in_flight, local, node_of, ok, paths, until, waiting
+from rig import (
+    Gate,
+    Prefer,
+    crowd,
+    drop,
+    expire_ejection,
+    hang,
+    in_flight,
+    local,
+    node_of,
+    ok,
+    paths,
+    until,
+    waiting,
+)
 
 from discovery import Memory, Static
 from lbclient import Ejection, NoEndpoints, attempts
@@ -175,11 +189,13 @@ async def test_a_probe_that_is_cancelled_just_as_its_turn_comes_is_left_to_the_n
     await back.refuse()
     async with local(hang) as full:
         source, policy = Static([full.address, back.address]), Prefer(back.address)
-        ejection = Ejection(connect_failures=1, base=0.05, cap=0.05)
+        ejection = Ejection(connect_failures=1)
         async with crowd(source, policy=policy, limit_per_node=1, ejection=ejection) as requests:
-            await requests.start("/held", "/cancelled")
+            await requests.start("/held")
+            await until(lambda: paths(full) == ["/held"])
+            await requests.start("/cancelled")
             await back.listen()
-            await until(lambda: node_of(requests.session, back.address)["ejected_for"] == 0)
+            expire_ejection(requests.session, back.address)
             following = asyncio.create_task(requests.get("/ping"))
             while node_of(requests.session, back.address)["state"] != "probing":  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0)
