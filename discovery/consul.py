@@ -18,9 +18,8 @@ from discovery.source import SourceError
 
 __all__ = ["Consul"]
 
-_LONGEST_WAIT = (
-    600.0  # seconds; Consul cuts longer ones, https://developer.hashicorp.com/consul/api-docs/features/blocking
-)
+# Seconds; Consul cuts longer ones (https://developer.hashicorp.com/consul/api-docs/features/blocking).
+_LONGEST_WAIT = 600.0
 # A deploy is a burst of changes, each of which should be seen at once; checks that flap without end are not.
 _POLLS_PER_SECOND, _BURST = 5.0, 10
 # Nothing has this id: the answer is an empty list with the true index, whatever the number of instances.

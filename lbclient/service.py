@@ -56,7 +56,7 @@ class Service:
         self._queue: deque[tuple[asyncio.Future[Attempt], tuple[Node, ...]]] = deque()
         self._serving = False
         self._known: tuple[Endpoint, ...] | None = None
-        self._first_reason = f"{type(balancer.policy).__name__}"
+        self._first_reason = type(balancer.policy).__name__
 
     def __repr__(self) -> str:
         return f"<Service {self.name}: {self.watcher.snapshot}>"

@@ -172,8 +172,8 @@ class BalancingMiddleware:
             else:
                 service.observe(attempt, Outcome.SUCCESS)
                 attempt.observe_latency()
-                if response.connection is None:
-                    attempt.land()  # the body is here already
+                if not attempt.sent:
+                    attempt.land()  # a middleware behind this one answered by itself
                 setattr(response, _ATTEMPTS, tries)
                 return response
             await _settle(req)

@@ -247,6 +247,23 @@ async def test_a_foreign_session_keeps_its_own_hosts(nodes: list[Backend]) -> No
     assert sorted(stat["requests"] for stat in (await stats_of(nodes)).values()) == [0, 0, 1, 1]
 
 
+async def test_an_answer_of_a_middleware_behind_the_balancer_lands(nodes: list[Backend]) -> None:
+    """Its connection is none of ours, so nothing would ever tell that the attempt is over."""
+    async with aiohttp.ClientSession() as other, other.get(f"http://{nodes[0].address}/bytes?n=3000000") as canned:
+
+        async def answer(_: aiohttp.ClientRequest, __: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+            return canned
+
+        async with (
+            BalancingMiddleware({"users": Static([nodes[1].address])}) as lb,
+            aiohttp.ClientSession(middlewares=(lb, answer)) as session,
+        ):
+            response = await session.get("http://users/")
+            assert response.connection is not None
+            (node,) = lb.describe()["services"]["users"]["nodes"]
+            assert (node["requests"], node["in_flight"]) == (1, 0)
+
+
 async def test_one_middleware_serves_several_sessions(nodes: list[Backend]) -> None:
     async with BalancingMiddleware({"users": Static([nodes[0].address])}) as lb:
         for _ in range(2):
