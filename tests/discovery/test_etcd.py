@@ -153,7 +153,7 @@ async def test_a_slash_too_much_or_missing_is_hinted_at_once(
             await until(watcher, sees("10.0.0.2"))
         await etcd.delete_prefix(asked.format(unique) + "/")
     (said,) = [message for message in caplog.messages if "has no keys" in message]
-    assert f"etcd://{etcd.address}/{there.format(unique)} has 1" in said
+    assert f"etcd://{','.join(etcd.addresses)}/{there.format(unique)} has 1" in said
 
 
 async def test_nothing_blocks_the_loop(etcd: EtcdCluster, monkeypatch: pytest.MonkeyPatch) -> None:
