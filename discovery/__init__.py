@@ -5,10 +5,12 @@ from discovery.consul import Consul
 from discovery.endpoint import Endpoint, Snapshot
 from discovery.etcd import Etcd
 from discovery.source import Memory, Source, SourceError, Static
+from discovery.tls import TLS
 from discovery.url import open_source, service_name
 from discovery.watcher import Watcher
 
 __all__ = [
+    "TLS",
     "Backoff",
     "Consul",
     "Endpoint",

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import ssl
-
 import aiohttp
 
 from discovery.endpoint import Endpoint, split_host_port
 from discovery.source import SourceError
+from discovery.tls import TLS
 
-__all__ = ["Tls", "address", "as_source_error", "new_session", "positive", "tls_context"]
-
-Tls = bool | ssl.SSLContext
+__all__ = ["address", "as_source_error", "new_session", "positive"]
 
 _LONGEST = 86_400  # seconds: longer than any sensible time, short enough for every timer
 
@@ -37,15 +34,16 @@ def positive(name: str, seconds: float) -> float:
     return float(seconds)
 
 
-def tls_context(tls: Tls) -> ssl.SSLContext | None:
-    """None for plain HTTP; the system's certificate authorities for True; a context as it is."""
-    if isinstance(tls, ssl.SSLContext):
-        return tls
-    return ssl.create_default_context() if tls else None
+def new_session(tls: TLS | None) -> aiohttp.ClientSession:
+    """A session that keeps connections; no cookies, no proxies, no timeouts: each call brings its own.
 
-
-def new_session(context: ssl.SSLContext | None) -> aiohttp.ClientSession:
-    """A session that keeps connections; no cookies, no proxies, no timeouts: each call brings its own."""
+    Raises:
+        SourceError: a file with certificates cannot be used now.
+    """
+    try:
+        context = None if tls is None else tls.load()
+    except ValueError as error:
+        raise SourceError(str(error)) from error
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=True if context is None else context),
         cookie_jar=aiohttp.DummyCookieJar(),

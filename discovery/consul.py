@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from discovery.connection import Tls, positive, tls_context
 from discovery.connection import address as canonical
+from discovery.connection import positive
 from discovery.consul_client import Answer, ConsulClient, require_consul
 from discovery.endpoint import Endpoint
 from discovery.records import Records
 from discovery.source import SourceError
+from discovery.tls import TLS, as_tls
 
 __all__ = ["Consul"]
 
@@ -42,7 +44,7 @@ class Consul:
         token: ACL token; never shown.
         passing: True for instances all of whose checks pass; False for those in warning too, with
             the weight that they registered for that.
-        tls: True for TLS verified with the system's authorities, or an `ssl.SSLContext`.
+        tls: True for TLS verified with the system's authorities, a `TLS`, or an `ssl.SSLContext`.
         wait: longest time in seconds for which the agent may keep a query waiting, at most 600.
         probe_interval: longest time in seconds between two signs of life.
         timeout: seconds for a request that is not kept waiting; the first one brings all instances.
@@ -61,7 +63,7 @@ class Consul:
         dc: str | None = None,
         token: str | None = None,
         passing: bool = True,
-        tls: Tls = False,
+        tls: bool | ssl.SSLContext | TLS = False,
         wait: float = 30.0,
         probe_interval: float = 5.0,
         timeout: float = 2.0,
@@ -71,7 +73,7 @@ class Consul:
         self.address = canonical(address, default_port=8500)
         self.passing = passing
         self._token = _valid_token(token)
-        self._context = tls_context(tls)
+        self._tls = as_tls(tls)
         self._wait = positive("wait", wait)
         if self._wait > _LONGEST_WAIT:
             raise ValueError(f"wait must be at most {_LONGEST_WAIT:g} seconds, not {wait!r}")
@@ -85,7 +87,7 @@ class Consul:
         self._records = Records(self._read, source=repr(self))
 
     def __repr__(self) -> str:
-        scheme = "consul" if self._context is None else "consuls"
+        scheme = "consul" if self._tls is None else "consuls"
         query = urlencode(self._filter + ([] if self.passing else [("passing", "0")]))
         return f"{scheme}://{self.address}/{quote(self.service)}{'?' if query else ''}{query}"
 
@@ -102,9 +104,7 @@ class Consul:
         """
         # A copy, so that two watchers of one source do not replace each other's view.
         records = self._records = self._records.copy()
-        async with ConsulClient(
-            self.address, token=self._token, context=self._context, timeout=self._timeout
-        ) as client:
+        async with ConsulClient(self.address, token=self._token, tls=self._tls, timeout=self._timeout) as client:
             index = 0
             while True:
                 poll = asyncio.create_task(self._poll(client, index), name=f"poll {self!r}")

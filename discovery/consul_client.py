@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -17,6 +16,7 @@ from yarl import URL
 
 from discovery.connection import as_source_error, new_session
 from discovery.source import SourceError
+from discovery.tls import TLS
 
 __all__ = ["Answer", "ConsulClient", "ConsulError", "require_consul"]
 
@@ -76,14 +76,17 @@ def _agent_class() -> Any:
     class Http(base.HTTPClient):  # type: ignore[misc]
         """Requests over a session that is kept; the package's own opens a new one for each."""
 
-        def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
+        def __init__(self, url: str, session: aiohttp.ClientSession, server_name: str | None) -> None:
             self.base_uri = url
             self._session = session
+            self._server_name = server_name
 
         async def _request(self, method: str, callback: Any, path: str, **options: Any) -> Any:
             # Already escaped by uri(); never redirected: the token would go along to wherever that is.
             url = URL(self.uri(path, options.pop("params", None)), encoded=True)
-            async with self._session.request(method, url, allow_redirects=False, **options) as response:
+            async with self._session.request(
+                method, url, allow_redirects=False, server_hostname=self._server_name, **options
+            ) as response:
                 content = await response.read()
                 body = content.decode("utf-8", "replace")
                 return callback(base.Response(response.status, response.headers, body, content))
@@ -96,8 +99,8 @@ def _agent_class() -> Any:
     class Agent(aio.Consul):  # type: ignore[misc]
         """`Consul` without its constructor: in that one CONSUL_HTTP_* variables override what the program says."""
 
-        def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
-            self.http = Http(url, session)
+        def __init__(self, url: str, session: aiohttp.ClientSession, server_name: str | None) -> None:
+            self.http = Http(url, session, server_name)
 
     return Agent
 
@@ -110,7 +113,7 @@ class ConsulClient:
     Args:
         address: `host:port` of the agent.
         token: ACL token; never shown.
-        context: how to speak TLS; None is plain HTTP.
+        tls: how to speak TLS; None is plain HTTP.
         timeout: seconds for one call, unless the call says otherwise.
 
     Raises:
@@ -122,20 +125,21 @@ class ConsulClient:
         address: str,
         *,
         token: str | None = None,
-        context: ssl.SSLContext | None = None,
+        tls: TLS | None = None,
         timeout: float = 2.0,
     ) -> None:
         self._make_agent = _agent_class()
-        self.url = f"{'http' if context is None else 'https'}://{address}"
+        self.url = f"{'http' if tls is None else 'https'}://{address}"
         self._token = token
-        self._context = context
+        self._tls = tls
         self._timeout = timeout
         self._session: aiohttp.ClientSession | None = None
         self._agent: Any = None
 
     async def __aenter__(self) -> Self:
-        self._session = new_session(self._context)
-        self._agent = self._make_agent(self.url, self._session)
+        self._session = new_session(self._tls)
+        server_name = None if self._tls is None else self._tls.server_name
+        self._agent = self._make_agent(self.url, self._session, server_name)
         return self
 
     async def __aexit__(

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import ssl
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from discovery.connection import Tls, positive, tls_context
+from discovery.connection import positive
 from discovery.endpoint import Endpoint
 from discovery.etcd_client import EtcdClient
 from discovery.etcd_wire import b64, unb64
 from discovery.records import Records, reader
 from discovery.source import SourceError
+from discovery.tls import TLS, as_tls
 
 __all__ = ["Etcd"]
 
@@ -38,7 +40,7 @@ class Etcd:
     Args:
         prefix: begin of the keys, without the slash that ends the host in a URL; it gets a "/" at its end.
         hosts: `host:port` of the members; port 2379 may be left out.
-        tls: True for TLS verified with the system's authorities, or an `ssl.SSLContext`.
+        tls: True for TLS verified with the system's authorities, a `TLS`, or an `ssl.SSLContext`.
         records: format of the values: `auto` or a name in `discovery.records.FORMATS`.
         probe_interval: longest time in seconds between two looks whether etcd is alive and our view is right.
         timeout: seconds for one request; a page of a list (500 keys) and a probe are one each.
@@ -53,7 +55,7 @@ class Etcd:
         prefix: str,
         *,
         hosts: str | Iterable[str] = ("127.0.0.1:2379",),
-        tls: Tls = False,
+        tls: bool | ssl.SSLContext | TLS = False,
         records: str = "auto",
         probe_interval: float = 5.0,
         timeout: float = 2.0,
@@ -62,7 +64,7 @@ class Etcd:
             raise ValueError("etcd needs a prefix, for example services/users/; an empty one would be all of etcd")
         self.prefix = prefix if prefix.endswith("/") else f"{prefix}/"
         self._range = _range(self.prefix)
-        self._context = tls_context(tls)
+        self._tls = as_tls(tls)
         self._timeout = positive("timeout", timeout)
         self._probe_interval = positive("probe_interval", probe_interval)
         self.hosts = EtcdClient(hosts.split(",") if isinstance(hosts, str) else hosts).members
@@ -74,7 +76,7 @@ class Etcd:
         return self._url(self.prefix)
 
     def _url(self, prefix: str) -> str:
-        scheme = "etcd" if self._context is None else "etcds"
+        scheme = "etcd" if self._tls is None else "etcds"
         return f"{scheme}://{','.join(self.hosts)}/{quote(prefix, safe=_PLAIN)}"
 
     @property
@@ -90,7 +92,7 @@ class Etcd:
         """
         # A copy, so that two watchers of one source do not apply their events to each other's view.
         records = self._records = self._records.copy()
-        async with EtcdClient(self.hosts, context=self._context, timeout=self._timeout, turn=self._turn) as client:
+        async with EtcdClient(self.hosts, tls=self._tls, timeout=self._timeout, turn=self._turn) as client:
             try:
                 view = await self._list(client, records)
                 yield records.endpoints

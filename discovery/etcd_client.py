@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-import ssl
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -17,6 +16,7 @@ import aiohttp
 from discovery.connection import address, as_source_error, new_session
 from discovery.etcd_wire import Frames, etcd_error, quoted
 from discovery.source import SourceError
+from discovery.tls import TLS
 
 __all__ = ["EtcdClient", "Stream", "require_etcd3"]
 
@@ -64,7 +64,7 @@ class EtcdClient:
 
     Args:
         hosts: addresses of the members, `host:port`; the port is 2379 if left out.
-        context: how to speak TLS; None is plain HTTP.
+        tls: how to speak TLS; None is plain HTTP.
         timeout: seconds for one call, unless the call says otherwise.
         turn: number of the member to begin with, counted on over the end of `hosts`.
 
@@ -77,7 +77,7 @@ class EtcdClient:
         self,
         hosts: Iterable[str],
         *,
-        context: ssl.SSLContext | None = None,
+        tls: TLS | None = None,
         timeout: float = 2.0,
         turn: int = 0,
     ) -> None:
@@ -86,7 +86,7 @@ class EtcdClient:
         if not self.members:
             raise ValueError("etcd needs at least one host, for example 127.0.0.1:2379")
         self.turn = turn % len(self.members)
-        self._context = context
+        self._tls = tls
         self._timeout = timeout
         self._session: aiohttp.ClientSession | None = None
         self._gateways: dict[str, Any] = {}
@@ -99,14 +99,14 @@ class EtcdClient:
     @property
     def url(self) -> str:
         """That member's URL."""
-        return f"{'http' if self._context is None else 'https'}://{self.member}"
+        return f"{'http' if self._tls is None else 'https'}://{self.member}"
 
     def rotate(self) -> None:
         """Go on with the next member."""
         self.turn = (self.turn + 1) % len(self.members)
 
     async def __aenter__(self) -> Self:
-        self._session = new_session(self._context)
+        self._session = new_session(self._tls)
         return self
 
     async def __aexit__(
@@ -183,11 +183,17 @@ class EtcdClient:
             raise RuntimeError("use the client in `async with`")
         gateway = self._gateways.get(self.member)
         if gateway is None:
-            protocol = "http" if self._context is None else "https"
+            protocol = "http" if self._tls is None else "https"
             gateway = self._gateways[self.member] = _gateway_class()(self.member, self._session, protocol)
         data = json.dumps(body).encode()
         return gateway.call_rpc(
-            path, data=data, raw=True, timeout=timeout, headers=dict(headers or {}), allow_redirects=False
+            path,
+            data=data,
+            raw=True,
+            timeout=timeout,
+            headers=dict(headers or {}),
+            allow_redirects=False,
+            server_hostname=None if self._tls is None else self._tls.server_name,
         )
 
     @property

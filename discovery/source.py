@@ -12,7 +12,15 @@ __all__ = ["Memory", "Source", "SourceError", "Static"]
 
 
 class SourceError(Exception):
-    """A registry could not be read; the message says which one and why, without credentials."""
+    """A registry could not be read; the message says which one and why, without credentials.
+
+    Attributes:
+        retry_after: seconds for which trying again is pointless or harmful; the watcher waits at least so long.
+    """
+
+    def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 @runtime_checkable
