@@ -96,6 +96,10 @@ class Consul:
         """The instances (`node/service id`) that cannot be read now, and why."""
         return self._records.skipped
 
+    def client(self) -> ConsulClient:
+        """A client for the same agent, with the same rights; to be used in `async with`."""
+        return ConsulClient(self.address, token=self._token, tls=self._tls, timeout=self._timeout)
+
     async def watch(self) -> AsyncGenerator[Sequence[Endpoint], None]:
         """Yield the set now, after every change, and after every probe that the agent answered.
 
@@ -104,7 +108,7 @@ class Consul:
         """
         # A copy, so that two watchers of one source do not replace each other's view.
         records = self._records = self._records.copy()
-        async with ConsulClient(self.address, token=self._token, tls=self._tls, timeout=self._timeout) as client:
+        async with self.client() as client:
             index = 0
             while True:
                 poll = asyncio.create_task(self._poll(client, index), name=f"poll {self!r}")

@@ -84,6 +84,10 @@ class Etcd:
         """The keys of the records that cannot be read now, and why."""
         return self._records.skipped
 
+    def client(self) -> EtcdClient:
+        """A client for the same cluster, with the same rights; to be used in `async with`."""
+        return EtcdClient(self.hosts, tls=self._tls, timeout=self._timeout, turn=self._turn)
+
     async def watch(self) -> AsyncGenerator[Sequence[Endpoint], None]:
         """Yield the set now, after every change, and after every probe that found it right.
 
@@ -92,7 +96,7 @@ class Etcd:
         """
         # A copy, so that two watchers of one source do not apply their events to each other's view.
         records = self._records = self._records.copy()
-        async with EtcdClient(self.hosts, tls=self._tls, timeout=self._timeout, turn=self._turn) as client:
+        async with self.client() as client:
             try:
                 view = await self._list(client, records)
                 yield records.endpoints
