@@ -1,9 +1,13 @@
 """Discovery: keeps an immutable tuple of endpoints fresh from a registry."""
 
 from discovery.backoff import Backoff
+from discovery.cache import Cache
+from discovery.combined import Failover, Merge
 from discovery.consul import Consul
-from discovery.endpoint import Endpoint, Snapshot
+from discovery.endpoint import Endpoint
 from discovery.etcd import Etcd
+from discovery.hold import OnEmpty
+from discovery.snapshot import Snapshot
 from discovery.source import Memory, Source, SourceError, Static
 from discovery.tls import TLS
 from discovery.url import open_source, service_name
@@ -12,10 +16,14 @@ from discovery.watcher import Watcher
 __all__ = [
     "TLS",
     "Backoff",
+    "Cache",
     "Consul",
     "Endpoint",
     "Etcd",
+    "Failover",
     "Memory",
+    "Merge",
+    "OnEmpty",
     "Snapshot",
     "Source",
     "SourceError",

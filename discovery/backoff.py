@@ -1,11 +1,11 @@
-"""How long to wait before trying again to reach a registry."""
+"""How long to wait: before trying to reach a registry again, and between things that come too often."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
 
-__all__ = ["Backoff"]
+__all__ = ["Backoff", "Pace"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,10 +14,12 @@ class Backoff:
 
     gRPC starts at 1 s and ends at 120 s (https://github.com/grpc/grpc/blob/master/doc/connection-backoff.md). A
     registry is not a crowd of servers: it must be found again within about 2 s of its return, so the delays
-    start at 0.1 s and end at 2 s, and the jitter spreads the clients of one registry over that time.
+    start at 0.1 s and end at 2 s, and the jitter spreads the clients of one registry over that time. The first
+    retry comes within 0.1 s: a connection that broke for once should be back at once, but not all of them at the
+    same moment.
 
     Attributes:
-        base: seconds before the second retry; the first one is immediate.
+        base: seconds before the second retry, and the longest time before the first one.
         factor: growth per retry.
         jitter: share by which a delay is moved up or down at random.
         cap: the longest delay in seconds, before jitter.
@@ -33,9 +35,31 @@ class Backoff:
             raise ValueError(f"need base > 0, cap >= base, factor >= 1 and 0 <= jitter < 1, not {self}")
 
     def delay(self, failures: int, rng: random.Random) -> float:
-        """Seconds to wait after the given number of failures in a row (1 = the first: no wait)."""
+        """Seconds to wait after the given number of failures in a row, 1 or more."""
         if failures <= 1:
-            return 0.0
+            return rng.uniform(0, self.base)
         # Beyond 64 retries the cap holds anyway; the power would overflow some day.
         longest = min(self.cap, self.base * self.factor ** min(failures - 2, 64))
         return longest * rng.uniform(1 - self.jitter, 1 + self.jitter)
+
+
+class Pace:
+    """A token bucket, as the generic cell rate algorithm: one number is all its state.
+
+    https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm
+
+    Args:
+        rate: turns per second.
+        burst: turns that may follow each other at once.
+    """
+
+    def __init__(self, rate: float, burst: int) -> None:
+        self._interval = 1 / rate
+        self._slack = (burst - 1) / rate
+        self._next_at = float("-inf")
+
+    def delay(self, now: float, turns: float = 1.0) -> float:
+        """Seconds to wait; the turn is taken. One that costs more than others counts as several."""
+        at = max(self._next_at, now - self._slack)
+        self._next_at = at + self._interval * turns
+        return max(0.0, at - now)

@@ -1,19 +1,16 @@
-"""What the registry says: `Endpoint`, one server's address, and `Snapshot`, all of a service's at one moment."""
+"""`Endpoint`: one server of a service, as the registry describes it."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
 import sys
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-__all__ = ["Endpoint", "Snapshot", "State", "endpoint_tuple", "join_host_port", "split_host_port"]
-
-State = Literal["starting", "live", "stale"]
+__all__ = ["Endpoint", "endpoint_tuple", "join_host_port", "split_host_port"]
 
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 _MAX_PORT = 65535
@@ -156,49 +153,3 @@ def endpoint_tuple(endpoints: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
     for endpoint in sorted(endpoints, key=lambda e: (e.host, e.port, e.id)):
         unique.setdefault((endpoint.host, endpoint.port), endpoint)
     return tuple(unique.values())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
-    """All endpoints of a service at one moment, and how far they can be trusted.
-
-    Attributes:
-        version: a local counter, raised by one whenever `endpoints` changed; 0 means nothing was received yet.
-        endpoints: sorted, one per address.
-        received_at: `time.monotonic()` seconds when the registry last confirmed these endpoints; None before.
-        state: `starting` (nothing received yet), `live`, or `stale` (the registry is out of reach, the
-            endpoints are the last that are known to have been good).
-        reason: why the state is not `live`.
-        skipped: how many records of the registry could not be read.
-    """
-
-    version: int = 0
-    endpoints: tuple[Endpoint, ...] = ()
-    received_at: float | None = None
-    state: State = "starting"
-    reason: str = ""
-    skipped: int = 0
-
-    @property
-    def age(self) -> float | None:
-        """Seconds since the registry last confirmed the endpoints; None if it never did."""
-        return None if self.received_at is None else time.monotonic() - self.received_at
-
-    def __str__(self) -> str:
-        said = f"{len(self.endpoints)} endpoints, {self.state}"
-        if self.age is not None and self.state == "stale":
-            said += f" for {self.age:.1f} s"
-        if self.skipped:
-            said += f", {self.skipped} unreadable records skipped"
-        return f"{said} ({self.reason})" if self.reason else said
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything as plain data for JSON; `age` in seconds."""
-        return {
-            "version": self.version,
-            "state": self.state,
-            "reason": self.reason,
-            "age": self.age,
-            "skipped": self.skipped,
-            "endpoints": [endpoint.as_dict() for endpoint in self.endpoints],
-        }

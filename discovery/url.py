@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
+from discovery.combined import Failover, Merge
 from discovery.consul import Consul
 from discovery.etcd import Etcd
 from discovery.source import Source, Static
@@ -29,6 +30,9 @@ def open_source(url: str) -> Source:
     - `consul://host:8500/service`, options `tag` (may be repeated), `dc`, `passing`, `token`, `wait`,
       `probe_interval`, `timeout`
 
+    Several URLs are one source: `a + b` is all endpoints of both (`Merge`), `a | b` those of `b` when `a` is
+    not good (`Failover`), with spaces around the sign.
+
     `etcds` and `consuls` are the same over TLS. The slash that ends the hosts is not part of an etcd prefix:
     `etcd://host/users/` reads `users/`, `etcd://host//users/` reads `/users/`.
 
@@ -36,6 +40,9 @@ def open_source(url: str) -> Source:
         ValueError: the URL is wrong; the message says where, and repeats neither tokens nor passwords.
         ImportError: the package for that registry is not installed.
     """
+    for sign, combination in ((" | ", Failover), (" + ", Merge)):
+        if sign in url:
+            return combination(*(open_source(each.strip()) for each in url.split(sign)))
     scheme, separator, rest = url.partition("://")
     if not separator:
         raise ValueError(
@@ -60,9 +67,10 @@ def open_source(url: str) -> Source:
 def service_name(url: str) -> str:
     """The natural name of the service that a source URL is about, as a valid lower-case host name.
 
-    It is the last part of an etcd prefix or the Consul service; `service` where there is none. Characters
-    that a host name cannot have become hyphens.
+    It is the last part of an etcd prefix or the Consul service, of the first of several URLs; `service` where
+    there is none. Characters that a host name cannot have become hyphens.
     """
+    url = re.split(r" [|+] ", url)[0]
     rest = url.partition("://")[2].partition("?")[0]
     last = unquote(rest.partition("/")[2]).rstrip("/").rpartition("/")[2]
     labels = (label.strip("-")[:_LONGEST_LABEL].strip("-") for label in _unfit(last).split("."))

@@ -6,9 +6,10 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
-from discovery import Endpoint, Snapshot, Source, Watcher, open_source
+from discovery import Cache, Endpoint, OnEmpty, Snapshot, Source, Watcher, open_source
 from lbclient.balancer import Balancer
 from lbclient.errors import NoEndpoints
 from lbclient.node import Attempt, Node
@@ -31,6 +32,7 @@ class Service:
         balancer: chooses the nodes.
         wait_for_endpoints: seconds a request waits for the first snapshot.
         on_left: called with the nodes that left, in the swap.
+        on_empty, cache: as for a `Watcher`, which is not asked when it is given as `origin`.
     """
 
     def __init__(
@@ -41,6 +43,8 @@ class Service:
         *,
         wait_for_endpoints: float,
         on_left: OnLeft,
+        on_empty: OnEmpty = "hold",
+        cache: Cache | str | Path | None = None,
     ) -> None:
         self.name = name
         self.balancer = balancer
@@ -49,7 +53,7 @@ class Service:
             self.watcher = origin
         else:
             source = open_source(origin) if isinstance(origin, str) else origin
-            self.watcher = Watcher(source, name=name)
+            self.watcher = Watcher(source, name=name, on_empty=on_empty, cache=cache)
         self._wait = wait_for_endpoints
         self._on_left = on_left
         self._unsubscribe: Callable[[], None] | None = None
@@ -81,12 +85,22 @@ class Service:
                 turn.set_exception(self.no_endpoints(tried))
 
     def _on_snapshot(self, snapshot: Snapshot) -> None:
+        if snapshot.held:
+            # Not now: we are inside a swap.
+            asyncio.get_running_loop().call_soon(self._let_go)
         if snapshot.version and snapshot.endpoints is not self._known:
             self._known = snapshot.endpoints
             left = self.balancer.update(snapshot.endpoints)
             if left:
                 self._on_left(left)
             self.released()
+
+    def _let_go(self) -> None:
+        """Hold no endpoint that vanished from the registry and whose server fails as well."""
+        nodes = self.balancer.nodes
+        gone = [a for a in self.watcher.snapshot.held if a in nodes and nodes[a].ejected_at is not None]
+        if gone:
+            self.watcher.let_go(gone)
 
     def begin(self, tried: tuple[Node, ...] = ()) -> Attempt | None:
         """Begin an attempt at a node that was not tried yet; None if something has to be waited for."""
@@ -129,6 +143,8 @@ class Service:
         attempt.outcome = outcome
         attempt.elapsed = now - attempt.started_at
         self.balancer.observe(attempt, outcome, now)
+        if attempt.node.ejected_at is not None and attempt.node.address in self.watcher.snapshot.held:
+            self._let_go()
         if self._queue:
             self.released()  # a node that is back has room
 
@@ -190,6 +206,7 @@ class Service:
         return {
             "source": repr(self.watcher.source),
             **snapshot,
+            "counts": dict(self.watcher.counts),
             "waiting": sum(not turn.done() for turn, _ in self._queue),
             **self.balancer.as_dict(time.monotonic()),
         }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
 from aiohttp import ClientTimeout
 
-from discovery import Endpoint, Snapshot, Source, Watcher, service_name
+from discovery import Cache, Endpoint, OnEmpty, Snapshot, Source, Watcher, service_name
 from lbclient.outlier import Ejection
 from lbclient.policy import Policy, PowerOfTwo
 from lbclient.transport import BalancingMiddleware, above_zero
@@ -43,6 +44,10 @@ class BalancedSession:
         drain_timeout: seconds after which requests to a node that left are cut.
         limit_per_node: connections in use to one node at once; further requests wait. 0 for no limit.
         ejection: when failing nodes are taken out.
+        on_empty: when a registry lists nothing any more: `hold` its endpoints for 30 s (those that fail go
+            sooner), `accept` it at once, or `keep` them until others come. For more, give a `Watcher` as the service.
+        cache: a folder (or `discovery.Cache`) for the last known endpoints, with which a process can start while
+            its registry is down; none by default. Not for services given as watchers.
         timeout: deadlines of a whole request as in aiohttp; 300 s in all by default.
         keepalive_timeout: seconds an idle connection is kept. Below the 5 s after which uvicorn and Node.js
             close theirs, so that a request is seldom sent into a connection that is just being closed.
@@ -67,6 +72,8 @@ class BalancedSession:
         drain_timeout: float = 30.0,
         limit_per_node: int = 100,
         ejection: Ejection | None = None,
+        on_empty: OnEmpty = "hold",
+        cache: Cache | str | Path | None = None,
         timeout: ClientTimeout | float | None = _TOTAL,
         keepalive_timeout: float = 4.0,
         middlewares: Sequence[aiohttp.ClientMiddlewareType] = (),
@@ -90,6 +97,8 @@ class BalancedSession:
             drain_timeout=drain_timeout,
             limit_per_node=limit_per_node,
             ejection=ejection,
+            on_empty=on_empty,
+            cache=cache,
         )
         self._connect_timeout = connect_timeout
         self._max_attempts = max_attempts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import NoneType
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ import aiohttp
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 from yarl import URL
 
-from discovery import Endpoint, Snapshot, Source, Watcher
+from discovery import Cache, Endpoint, OnEmpty, Snapshot, Source, Watcher
 from lbclient.balancer import Balancer
 from lbclient.drain import Drain
 from lbclient.errors import AttemptsFailed
@@ -57,6 +58,8 @@ class BalancingMiddleware:
         drain_timeout: float = 30.0,
         limit_per_node: int = 100,
         ejection: Ejection | None = None,
+        on_empty: OnEmpty = "hold",
+        cache: Cache | str | Path | None = None,
     ) -> None:
         if isinstance(max_attempts, bool) or not isinstance(max_attempts, int) or max_attempts < 1:
             raise ValueError(f"max_attempts must be a whole number, 1 or more, not {max_attempts!r}")
@@ -82,6 +85,8 @@ class BalancingMiddleware:
                 ),
                 wait_for_endpoints=wait_for_endpoints,
                 on_left=self._drain.begin,
+                on_empty=on_empty,
+                cache=cache,
             )
             for name, origin in services.items()
         }

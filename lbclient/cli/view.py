@@ -36,6 +36,7 @@ _COLOURS = {
     "ejected": "red",
     "probing": "yellow",
     "live": "green",
+    "held": "yellow",
     "stale": "yellow",
     "starting": "yellow",
 }

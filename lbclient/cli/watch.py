@@ -21,7 +21,7 @@ __all__ = ["watch"]
 _ONCE_TIMEOUT = 5.0
 # A line of a terminal is not the place for thousands of addresses; --json and pipes get them all.
 _MOST_ON_TERMINAL = 20
-_COLOURS = {"live": "green", "stale": "yellow", "starting": "yellow"}
+_COLOURS = {"live": "green", "held": "yellow", "stale": "yellow", "starting": "yellow"}
 
 
 @click.command()
@@ -39,7 +39,9 @@ def watch(url: str, *, as_json: bool, once: bool, timeout: float | None) -> None
 
     Each line tells the time, the version and the state of the set, how many endpoints it has, and what was
     added (+), removed (-) or described anew (~). The state is stale while the registry is out of reach: the
-    endpoints are then the last ones known.
+    endpoints are then the last ones known. It is held after all of them vanished at once: they stay for 30 s, as
+    they do for a client. Several URLs may be joined: "URL + URL" for all endpoints of both, "URL | URL" for those
+    of the second when the first is not good.
 
     \b
       lbclient watch etcd://127.0.0.1:2379/services/users/
@@ -122,7 +124,7 @@ class _Lines:
     def show(self, new: Snapshot) -> None:
         """Print a line if there is something to tell."""
         old, self._last = self._last, new
-        if new.state == "live":
+        if new.state in ("live", "held"):
             self._reasons.clear()
         same = (old.version, old.state, old.skipped) == (new.version, new.state, new.skipped)
         if same and (not new.reason or new.reason in self._reasons):
@@ -160,6 +162,7 @@ class _Lines:
             "reason": new.reason,
             "count": len(new.endpoints),
             "skipped": new.skipped,
+            "held": sorted(new.held),
             "added": [endpoint.as_dict() for endpoint in difference.added],
             "removed": [endpoint.as_dict() for endpoint in difference.removed],
             "changed": [endpoint.as_dict() for endpoint in difference.changed],

@@ -1,0 +1,115 @@
+"""`Hold`: what becomes of endpoints that vanish from a registry all at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Literal, get_args
+
+from discovery.endpoint import Endpoint
+
+__all__ = ["Hold", "OnEmpty"]
+
+OnEmpty = Literal["hold", "accept", "keep"]
+
+_LONGEST = 86_400.0  # seconds
+
+
+class Hold:
+    """Remembers the endpoints that vanished, for a bounded time; synchronous, the time is an argument.
+
+    An empty answer has ordinary causes that say nothing about the servers: a wiped registry, a token that lost
+    its rights, a replica that lags behind. Believing it at once takes a healthy service down (go-kit, gRPC); never
+    believing it sends requests to machines that left (Kratos). So endpoints that vanish *together* stay for
+    `seconds`.
+
+    One endpoint that vanishes by itself from a registry that is being followed was removed by somebody, and is
+    never held: not even when it was the last. A set that is read anew, after an outage, has no such history: there
+    a single one is held like many, if nothing is left.
+
+    Args:
+        on_empty: when the set becomes empty: `hold` it for a while, `accept` it at once, `keep` the old one until
+            others come (and `seconds` longer) or it is accepted.
+        seconds: how long vanished endpoints are held.
+        collapse: hold, too, if more than this share (0 to 1) of a set vanishes at once; None for never.
+
+    Raises:
+        ValueError: an argument makes no sense; the message names it and what is allowed.
+    """
+
+    def __init__(
+        self, on_empty: OnEmpty = "hold", *, seconds: float = 30.0, collapse: float | None = None
+    ) -> None:
+        if on_empty not in get_args(OnEmpty):
+            raise ValueError(f"on_empty must be one of {', '.join(get_args(OnEmpty))}, not {on_empty!r}")
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= _LONGEST:
+            raise ValueError(f"hold_for must be a number of seconds above 0, not {seconds!r}")
+        if collapse is not None and (
+            isinstance(collapse, bool) or not isinstance(collapse, (int, float)) or not 0 <= collapse < 1
+        ):
+            raise ValueError(f"collapse must be a share from 0 to below 1, or None, not {collapse!r}")
+        self._on_empty = on_empty
+        self._seconds = seconds
+        self._collapse = collapse
+        self._held: dict[str, tuple[Endpoint, float]] = {}
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Those that are held."""
+        return tuple(endpoint for endpoint, _ in self._held.values())
+
+    @property
+    def until(self) -> Mapping[str, float]:
+        """The addresses that are held, and the moment until when each is; infinity for an unlimited time."""
+        return MappingProxyType({address: until for address, (_, until) in self._held.items()})
+
+    def begin(self, before: Iterable[Endpoint], listed: Iterable[Endpoint], now: float, *, followed: bool) -> str:
+        """Take in what the registry lists now, and listed before; the reason if a hold begins, else nothing.
+
+        Args:
+            before: the previous set, without those held then.
+            listed: the set now.
+            now: seconds, of the same clock in all calls.
+            followed: whether the registry was followed all the time between the two.
+        """
+        there = {endpoint.address for endpoint in listed}
+        for address in there & self._held.keys():
+            del self._held[address]
+        if there:
+            # Those that were kept for as long as nothing else came: the others may come one by one.
+            for address, (endpoint, until) in self._held.items():
+                if math.isinf(until):
+                    self._held[address] = endpoint, now + self._seconds
+        old = {endpoint.address: endpoint for endpoint in before}
+        vanished = {address: endpoint for address, endpoint in old.items() if address not in there}
+        if not vanished or (followed and len(vanished) == 1):
+            return ""
+        if not there:
+            if self._on_empty == "accept":
+                self._held.clear()
+                return ""
+            until = math.inf if self._on_empty == "keep" else now + self._seconds
+            reason = "the registry lists no endpoint any more"
+        elif self._collapse is not None and len(vanished) > self._collapse * len(old):
+            until = now + self._seconds
+            reason = f"{len(vanished)} of {len(old)} endpoints vanished at once"
+        else:
+            return ""
+        self._held.update((address, (endpoint, until)) for address, endpoint in vanished.items())
+        time = "until others come" if math.isinf(until) else f"for {self._seconds:g} s"
+        return f"{reason}, {len(vanished)} held {time}"
+
+    def expire(self, now: float) -> int:
+        """Let go of those whose time is over; returns how many."""
+        return self.let_go([address for address, (_, until) in self._held.items() if now >= until])
+
+    def let_go(self, addresses: Iterable[str] | None = None) -> int:
+        """Hold these no longer, all of them by default; returns how many were held."""
+        before = len(self._held)
+        if addresses is None:
+            self._held.clear()
+        else:
+            for address in addresses:
+                self._held.pop(address, None)
+        return before - len(self._held)

@@ -1,0 +1,86 @@
+"""`Published`: a snapshot that others read, wait for and subscribe to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+
+from discovery.snapshot import Snapshot
+
+__all__ = ["Listener", "Published"]
+
+log = logging.getLogger(__name__)
+
+Listener = Callable[[Snapshot], None]
+
+
+class Published:
+    """The readers' side of a `Watcher`: the newest snapshot, and a wake-up when there is a newer one.
+
+    Never a queue: a slow reader misses what was in between, but never the last.
+
+    Attributes:
+        name: what log lines call it.
+        snapshot: a complete, immutable value; reading it costs nothing.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.snapshot = Snapshot()
+        self._stopped = False
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._listeners: list[Listener] = []
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` with each new snapshot, inside the swap itself, so that nothing can run in between.
+
+        The listener must be quick, must not await and must not subscribe. Returns the function that ends it.
+        """
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    async def newer_than(self, version: int) -> Snapshot:
+        """The newest snapshot as soon as its version is above `version`; versions in between are left out."""
+        while self.snapshot.version <= version:
+            await self.next_swap()
+        return self.snapshot
+
+    async def __aiter__(self) -> AsyncGenerator[Snapshot, None]:
+        """Yield the newest snapshot now and whenever something about it changed, until the watcher is stopped."""
+        seen: object = None
+        while not self._stopped:
+            snapshot = self.snapshot
+            # That there is a reason is news, its wording is not: it may change with every attempt.
+            news = (snapshot.version, snapshot.state, bool(snapshot.reason), snapshot.skipped)
+            if seen != news:
+                seen = news
+                yield snapshot
+            else:
+                await self.next_swap()
+
+    async def next_swap(self) -> None:
+        """Wait for the next snapshot of any kind; a sign of life from the registry makes one, too."""
+        if self._stopped:
+            raise RuntimeError(f"{self.name}: the watcher was stopped")
+        woken = asyncio.get_running_loop().create_future()
+        self._waiting.add(woken)
+        try:
+            await woken
+        finally:
+            self._waiting.discard(woken)
+
+    def _wake(self) -> None:
+        for woken in self._waiting:
+            if not woken.done():
+                woken.set_result(None)
+
+    def _swap(self, new: Snapshot) -> None:
+        """Publish a snapshot: this is the one swap, and the listeners are called in it."""
+        self.snapshot = new
+        for listener in tuple(self._listeners):
+            try:
+                listener(new)
+            except Exception:
+                log.exception("%s: a listener failed", self.name)
+        self._wake()
