@@ -166,6 +166,7 @@ class _Watched(Protocol):
 async def keep(cache: Cache, watcher: _Watched) -> None:
     """Give a watcher what is in the cache if it hears nothing, and write down what it hears, until cancelled."""
     source = repr(watcher.source)
+    now = asyncio.get_running_loop().time
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_PATIENCE):
             while not watcher.snapshot.version and not watcher.snapshot.reason:
@@ -180,12 +181,12 @@ async def keep(cache: Cache, watcher: _Watched) -> None:
     while True:
         await _stable(watcher, cache.settle)
         snapshot = watcher.snapshot
-        fresh = snapshot.endpoints is saved and time.monotonic() - saved_at < cache.max_age * _REFRESH
+        fresh = snapshot.endpoints is saved and now() - saved_at < cache.max_age * _REFRESH
         if snapshot.state != "live" or fresh:
             continue
         try:
             await asyncio.to_thread(cache.save, source, snapshot.endpoints)
-            saved, saved_at, failed = snapshot.endpoints, time.monotonic(), ""
+            saved, saved_at, failed = snapshot.endpoints, now(), ""
         except OSError as error:
             if failed != str(error):
                 log.warning("%s: the endpoints cannot be written down: %s", watcher.name, error)

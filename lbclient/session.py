@@ -45,7 +45,7 @@ class BalancedSession:
         limit_per_node: connections in use to one node at once; further requests wait. 0 for no limit.
         ejection: when failing nodes are taken out.
         on_empty: when a registry lists nothing any more: `hold` its endpoints for 30 s (those that fail go
-            sooner), `accept` it at once, or `keep` them until others come. For more, give a `Watcher` as the service.
+            sooner), `accept` it at once, or `keep` them until others come. Give a `Watcher` for more.
         cache: a folder (or `discovery.Cache`) for the last known endpoints, with which a process can start while
             its registry is down; none by default. Not for services given as watchers.
         timeout: deadlines of a whole request as in aiohttp; 300 s in all by default.
