@@ -89,11 +89,15 @@ class Proxy:
         """Refuse connections and break those that are there."""
         if self._server is not None:
             self._server.close()
-        for writer in tuple(self._writers):
-            writer.transport.abort()
+        self.sever()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def sever(self) -> None:
+        """Break the connections that are there."""
+        for writer in tuple(self._writers):
+            writer.transport.abort()
 
     async def saw(self, request: bytes, times: int = 1) -> None:
         """Wait until clients have sent this so many times."""

@@ -29,6 +29,7 @@ class LocalServer:
         self._arguments: list[str] = []
         self._folder = Path(tempfile.mkdtemp(prefix=f"lbclient-{program.name}-"))
         self.data = str(self._folder / "data")
+        self._backup = self._folder / "backup"
         self._remove = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     @property
@@ -63,6 +64,20 @@ class LocalServer:
         await self._process.kill()
         shutil.rmtree(self.data, ignore_errors=True)
         await self.start(self._arguments, ())
+
+    async def back_up(self) -> None:
+        """Copy its data, in place of an earlier copy; it is killed for that and started again."""
+        await self._process.kill()
+        shutil.rmtree(self._backup, ignore_errors=True)
+        shutil.copytree(self.data, self._backup)
+        await self.restart()
+
+    async def restore(self) -> None:
+        """Start it again with the data that `back_up` copied."""
+        await self._process.kill()
+        shutil.rmtree(self.data, ignore_errors=True)
+        shutil.copytree(self._backup, self.data)
+        await self.restart()
 
     async def remove(self) -> None:
         """Kill it and remove its data."""

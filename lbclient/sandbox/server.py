@@ -79,6 +79,24 @@ class Server(ABC):
         if wait:
             await self.wait_healthy()
 
+    async def back_up(self) -> None:
+        """Copy its data, in place of an earlier copy; it is killed for that and started again.
+
+        Raises:
+            SandboxError: It runs in a container.
+        """
+        await self._local().back_up()
+        await self.wait_healthy()
+
+    async def restore(self) -> None:
+        """Kill it and start it again with the data that `back_up` copied: what came later never happened.
+
+        Raises:
+            SandboxError: It runs in a container.
+        """
+        await self._local().restore()
+        await self.wait_healthy()
+
     async def stop(self) -> None:
         """Kill it and remove its data; a server that was started elsewhere is left alone."""
         if self._host is not None:
@@ -110,6 +128,12 @@ class Server(ABC):
                 f"or restarted from here; ask for one of your own with own=True"
             )
         return self._host
+
+    def _local(self) -> LocalServer:
+        host = self._own()
+        if not isinstance(host, LocalServer):
+            raise SandboxError(f"{self.kind} {self.address} runs in a container; only local data is copied")
+        return host
 
     async def __aenter__(self) -> Self:
         return self
