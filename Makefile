@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint type fmt registries-up registries-down bench clean
+.PHONY: help demo test check lint type fmt registries-up registries-down bench bench-outages soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,13 @@ registries-down: ## stop them and drop their data
 bench: $(READY) ## what a balanced request costs beside a bare one, and how fast a change arrives
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/propagation.py
+
+bench-outages: $(READY) ## how soon an outage of a registry is known and over, some minutes
+	$(BIN)/python benchmarks/outages.py
+
+soak: $(READY) ## ten minutes of random changes and disasters on real registries (SECONDS=n for each)
+	LBCLIENT_SOAK_SECONDS=$(or $(SECONDS),200) LBCLIENT_SOAK_SEED=$${RANDOM_SEED:-$$(date +%s)} \
+		$(BIN)/python -m pytest tests/discovery/test_convergence.py $(ARGS)
 
 clean: ## remove the virtual environment and all caches of this folder
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

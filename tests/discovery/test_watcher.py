@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -351,3 +352,40 @@ def test_a_sign_of_life_is_not_sorted_again(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("discovery.watcher.endpoint_tuple", lambda e: sorted_.append(e) or real(e))
     run(main())
     assert len(sorted_) == 2
+
+
+def test_two_hundred_watchers_come_back_one_by_one_after_an_outage() -> None:
+    """Each of them asks within the time in which it has to be fresh again, and no moment has many of them."""
+
+    async def main() -> list[float]:
+        loop = asyncio.get_running_loop()
+        asked: list[float] = []
+
+        class Registry:
+            async def watch(self) -> AsyncGenerator[Sequence[Endpoint], None]:
+                asked.append(loop.time())
+                if loop.time() < ends_at:
+                    yield (A,)
+                    await asyncio.sleep(ends_at - loop.time())
+                if loop.time() < back_at:
+                    raise SourceError("outage")
+                yield (A,)
+                await asyncio.Event().wait()
+
+        ends_at, back_at = loop.time() + 60, loop.time() + 90
+        async with contextlib.AsyncExitStack() as stack:
+            for number in range(200):
+                await stack.enter_async_context(Watcher(Registry(), rng=random.Random(number)))
+            await asyncio.sleep(200)
+        assert busiest([at for at in asked if ends_at <= at < ends_at + 0.1], 0.01) <= 40
+        back = [at - back_at for at in asked if at >= back_at]
+        assert len(back) == 200
+        assert max(back) < 2.4
+        assert busiest(back, 0.1) <= 30
+        return asked
+
+    def busiest(moments: list[float], window: float) -> int:
+        ordered = sorted(moments)
+        return max(sum(at <= other < at + window for other in ordered) for at in ordered)
+
+    run(main())
