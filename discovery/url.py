@@ -25,9 +25,9 @@ def open_source(url: str) -> Source:
     """The source that a URL names.
 
     - `static://h1:p1,h2:p2`
-    - `etcd://h1:2379,h2:2379/prefix/`, options `records`, `probe_interval`, `timeout`
-    - `consul://host:8500/service`, options `tag` (may be repeated), `dc`, `passing`, `token`, `wait`,
-      `probe_interval`, `timeout`
+    - `etcd://h1:2379,h2:2379/prefix/`, options `records`, `schemes` (`a,b`), `probe_interval`, `timeout`
+    - `consul://host:8500/service`, options `tag` (may be repeated), `dc`, `records`, `schemes`, `passing`,
+      `token`, `wait`, `probe_interval`, `timeout`
 
     `etcds` and `consuls` are the same over TLS. The slash that ends the hosts is not part of an etcd prefix:
     `etcd://host/users/` reads `users/`, `etcd://host//users/` reads `/users/`.
@@ -128,10 +128,12 @@ def _open_consul(scheme: str, host: str, path: str, options: _Options) -> Source
     return Consul(path.removesuffix("/"), address=host, tls=scheme == "consuls", **options)
 
 
-_OF_ETCD: _Known = {"records": _text, "probe_interval": _seconds, "timeout": _seconds}
+_OF_ETCD: _Known = {"records": _text, "probe_interval": _seconds, "timeout": _seconds, "schemes": _text}
 _OF_CONSUL: _Known = {
     "tag": _text,
     "dc": _text,
+    "records": _text,
+    "schemes": _text,
     "passing": _boolean,
     "token": _text,
     "wait": _seconds,
