@@ -11,7 +11,7 @@ from discovery.fields import (
     SCHEMES,
     RecordError,
     clean,
-    endpoint_at,
+    endpoints_at,
     expect_scheme,
     registered_weight,
     suggested_weight,
@@ -143,8 +143,7 @@ def _kratos(instance: _Instance, schemes: frozenset[str]) -> Iterable[Endpoint]:
         return (_endpoint(instance, weight=weight),)
     metadata = {**_pairs(instance.tags, ("version",)), **instance.meta}
     more = {"weight": weight, "zone": zone_in(metadata), "metadata": metadata, "id": instance.id}
-    found = (endpoint_at(url, schemes, **more) for url in instance.urls)
-    return tuple(endpoint for endpoint in found if endpoint is not None)
+    return endpoints_at(instance.urls, schemes, **more)
 
 
 def _spring(instance: _Instance, schemes: frozenset[str]) -> Iterable[Endpoint]:

@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -14,12 +15,13 @@ from discovery.endpoint import Endpoint, split_host_port
 
 __all__ = [
     "SCHEMES",
+    "OtherSchemeError",
     "RecordError",
     "clean",
     "endpoint_at",
+    "endpoints_at",
     "expect_scheme",
     "objects",
-    "only_endpoint_at",
     "registered_weight",
     "suggested_weight",
     "texts",
@@ -41,6 +43,10 @@ class RecordError(ValueError):
     """A record cannot be read; the message says why, for a log line."""
 
 
+class OtherSchemeError(RecordError):
+    """An address is for another protocol than what is wanted."""
+
+
 def valid_schemes(schemes: str | Iterable[str]) -> frozenset[str]:
     """The schemes, given as names or as one text with commas.
 
@@ -59,13 +65,14 @@ def valid_schemes(schemes: str | Iterable[str]) -> frozenset[str]:
     return frozenset(names)
 
 
-def endpoint_at(text: Any, schemes: frozenset[str], **more: Any) -> Endpoint | None:
-    """The endpoint at a URL or at plain `host:port`; None if the URL's scheme is not one of `schemes`.
+def endpoint_at(text: Any, schemes: frozenset[str], **more: Any) -> Endpoint:
+    """The endpoint at a URL or at plain `host:port`.
 
     `?isSecure=true` means the scheme's variant over TLS: Kratos wrote that until it wrote https. Keyword
     arguments are passed on to `Endpoint`.
 
     Raises:
+        OtherSchemeError: the URL's scheme is not one of `schemes`.
         ValueError: it is neither, or has something that would be ignored in silence: credentials, a path.
     """
     if not isinstance(text, str):
@@ -77,39 +84,30 @@ def endpoint_at(text: Any, schemes: frozenset[str], **more: Any) -> Endpoint | N
         host, port = split_host_port(scheme)
         return Endpoint(host=host, port=port, **more)
     rest, _, query = rest.partition("?")
-    scheme = _secured(scheme, query)
-    if scheme not in schemes:
-        return None
+    options = parse_qs(query) if query else {}
+    if options.get("isSecure", [""])[0].lower() in _YES:
+        scheme = _SECURED.get(scheme, scheme)
+    expect_scheme(scheme, schemes)
     rest = rest.removesuffix("/")
-    if "/" in rest or "#" in rest:
-        raise RecordError("an endpoint URL must be scheme://host[:port] without a path or fragment")
+    if "/" in rest or "#" in rest or options.keys() - {"isSecure"}:
+        raise RecordError("an endpoint URL must be scheme://host[:port] without a path, query or fragment")
     host, port = split_host_port(rest, default_port=_PORTS.get(scheme))
     return Endpoint(host=host, port=port, tls=scheme in _SECURED.values(), **more)
 
 
-def only_endpoint_at(text: Any, schemes: frozenset[str], **more: Any) -> tuple[Endpoint, ...]:
-    """As `endpoint_at`, for a record that has one address: another scheme is an error that is said."""
-    endpoint = endpoint_at(text, schemes, **more)
-    if endpoint is None:
-        scheme, _, rest = text.strip().partition("://")
-        expect_scheme(_secured(scheme, rest.partition("?")[2]), schemes)
-        return ()
-    return (endpoint,)
+def endpoints_at(urls: Iterable[Any], schemes: frozenset[str], **more: Any) -> list[Endpoint]:
+    """The endpoints at those of a server's URLs that have one of the schemes; else as `endpoint_at`."""
+    found = []
+    for url in urls:
+        with suppress(OtherSchemeError):
+            found.append(endpoint_at(url, schemes, **more))
+    return found
 
 
 def expect_scheme(scheme: str, schemes: frozenset[str]) -> None:
-    """Raise `ValueError` if the scheme is not wanted."""
+    """Raise `OtherSchemeError` if the scheme is not wanted."""
     if scheme not in schemes:
-        raise RecordError(f"scheme must be {' or '.join(sorted(schemes))}, not {_quoted(scheme)}")
-
-
-def _secured(scheme: str, query: str) -> str:
-    if not query:
-        return scheme
-    options = parse_qs(query, keep_blank_values=True)
-    if options.keys() != {"isSecure"}:
-        raise RecordError("an endpoint URL may have no query but isSecure")
-    return _SECURED.get(scheme, scheme) if options["isSecure"][0].lower() in _YES else scheme
+        raise OtherSchemeError(f"scheme must be {' or '.join(sorted(schemes))}, not {_quoted(scheme)}")
 
 
 def registered_weight(value: Any, *, absent: float = 1.0) -> float:

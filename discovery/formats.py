@@ -14,7 +14,7 @@ from discovery.endpoint import Endpoint, split_host_port
 from discovery.fields import (
     SCHEMES,
     RecordError,
-    only_endpoint_at,
+    endpoint_at,
     registered_weight,
     valid_schemes,
     zone_in,
@@ -103,7 +103,7 @@ def _address(key: str, record: Any, schemes: frozenset[str]) -> Iterable[Endpoin
     """go-zero, Registrator, go-kit and many scripts: `host:port` or a URL."""
     if not isinstance(record, str):
         raise RecordError("expected host:port or a URL, got a JSON object")
-    return only_endpoint_at(record, schemes, id=key)
+    return (endpoint_at(record, schemes, id=key),)
 
 
 def _rpcx(key: str, record: Any, _: frozenset[str]) -> Iterable[Endpoint]:
@@ -140,7 +140,7 @@ def _traefik(key: str, record: Any, schemes: frozenset[str]) -> Iterable[Endpoin
         raise RecordError("expected a URL or a weight, got a JSON object")
     if match[2] == "weight":
         return (Weight(of=f"{match[1]}url", value=registered_weight(record)),)
-    return only_endpoint_at(record, schemes, id=key)
+    return (endpoint_at(record, schemes, id=key),)
 
 
 _SIGNS = (

@@ -10,8 +10,8 @@ from discovery.fields import (
     RecordError,
     clean,
     endpoint_at,
+    endpoints_at,
     objects,
-    only_endpoint_at,
     registered_weight,
     suggested_weight,
     texts,
@@ -45,7 +45,7 @@ def etcd_naming(key: str, record: Any, schemes: frozenset[str]) -> Iterable[Endp
         more = {"metadata": texts(metadata), "weight": weight, "zone": zone_in(metadata)}
     elif metadata is not None:
         more = {"metadata": texts({"Metadata": metadata})}
-    return only_endpoint_at(address, schemes, id=key, **more)
+    return (endpoint_at(address, schemes, id=key, **more),)
 
 
 def kratos(key: str, record: Any, schemes: frozenset[str]) -> Iterable[Endpoint]:
@@ -62,8 +62,7 @@ def kratos(key: str, record: Any, schemes: frozenset[str]) -> Iterable[Endpoint]
     metadata = texts(record.get("metadata"))
     weight = suggested_weight(metadata.get("weight"), absent=_KRATOS_WEIGHT)
     more = {"weight": weight, "zone": zone_in(metadata), "metadata": _versioned(metadata, record), "id": key}
-    found = (endpoint_at(url, schemes, **more) for url in endpoints)
-    return tuple(endpoint for endpoint in found if endpoint is not None)
+    return endpoints_at(endpoints, schemes, **more)
 
 
 def go_micro(key: str, record: Any, schemes: frozenset[str]) -> Iterable[Endpoint]:
@@ -72,20 +71,19 @@ def go_micro(key: str, record: Any, schemes: frozenset[str]) -> Iterable[Endpoin
     Nodes of other protocols (go-micro's own servers register mucp and grpc) are left out; one without is taken.
     """
     record = _object(record, '{"nodes": [{"address": "host:port"}]}')
-    found = []
+    found: list[Endpoint] = []
     for node in objects(record.get("nodes"), "nodes"):
         metadata = texts(record.get("metadata")) | texts(node.get("metadata"))
         address, protocol = node.get("address"), metadata.get("protocol")
-        endpoint = endpoint_at(
-            f"{protocol}://{address}" if protocol and isinstance(address, str) else address,
+        url = f"{protocol}://{address}" if protocol and isinstance(address, str) else address
+        found += endpoints_at(
+            [url],
             schemes,
             weight=suggested_weight(metadata.get("weight")),
             zone=zone_in(metadata),
             metadata=_versioned(metadata, record),
             id=key,
         )
-        if endpoint is not None:
-            found.append(endpoint)
     return found
 
 
@@ -148,14 +146,9 @@ def apisix(key: str, record: Any, schemes: frozenset[str]) -> Iterable[Endpoint]
         metadata = labels | texts(node.get("metadata"))
         if node.get("priority") is not None:
             metadata |= texts({"priority": node["priority"]})
-        found += only_endpoint_at(
-            f"{scheme}://{_apisix_address(node)}",
-            schemes,
-            weight=registered_weight(node.get("weight")),
-            zone=zone_in(metadata),
-            metadata=metadata,
-            id=key,
-        )
+        weight, zone = registered_weight(node.get("weight")), zone_in(metadata)
+        url = f"{scheme}://{_apisix_address(node)}"
+        found.append(endpoint_at(url, schemes, weight=weight, zone=zone, metadata=metadata, id=key))
     return found
 
 
