@@ -7,15 +7,12 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from typing import Any
-from urllib.parse import parse_qs
 
 from discovery.endpoint import Endpoint, split_host_port
 
 __all__ = [
     "SCHEMES",
-    "OtherSchemeError",
     "RecordError",
     "clean",
     "endpoint_at",
@@ -34,6 +31,7 @@ SCHEMES = ("http", "https")
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _SECURED = {"http": "https", "ws": "wss", "grpc": "grpcs"}
+_OVER_TLS = frozenset(_SECURED.values())
 _PORTS = {"http": 80, "ws": 80, "grpc": 80, "https": 443, "wss": 443, "grpcs": 443}
 _YES = frozenset({"1", "t", "true"})  # what Go's strconv.ParseBool takes for true, in lower case
 _LONGEST_QUOTE = 60  # characters of a value that a reason repeats
@@ -41,10 +39,6 @@ _LONGEST_QUOTE = 60  # characters of a value that a reason repeats
 
 class RecordError(ValueError):
     """A record cannot be read; the message says why, for a log line."""
-
-
-class OtherSchemeError(RecordError):
-    """An address is for another protocol than what is wanted."""
 
 
 def valid_schemes(schemes: str | Iterable[str]) -> frozenset[str]:
@@ -72,9 +66,33 @@ def endpoint_at(text: Any, schemes: frozenset[str], **more: Any) -> Endpoint:
     arguments are passed on to `Endpoint`.
 
     Raises:
-        OtherSchemeError: the URL's scheme is not one of `schemes`.
-        ValueError: it is neither, or has something that would be ignored in silence: credentials, a path.
+        ValueError: it is neither, or the URL has another scheme, or something that would be ignored in silence:
+            credentials, a path.
     """
+    found = _endpoint_or_scheme(text, schemes, more)
+    if isinstance(found, str):
+        raise _other_scheme(found, schemes)
+    return found
+
+
+def endpoints_at(urls: Iterable[Any], schemes: frozenset[str], **more: Any) -> list[Endpoint]:
+    """The endpoints at those of a server's URLs that have one of the schemes; else as `endpoint_at`."""
+    found = (_endpoint_or_scheme(url, schemes, more) for url in urls)
+    return [endpoint for endpoint in found if isinstance(endpoint, Endpoint)]
+
+
+def expect_scheme(scheme: str, schemes: frozenset[str]) -> None:
+    """Raise `ValueError` if the scheme is not wanted."""
+    if scheme not in schemes:
+        raise _other_scheme(scheme, schemes)
+
+
+def _other_scheme(scheme: str, schemes: frozenset[str]) -> RecordError:
+    return RecordError(f"scheme must be {' or '.join(sorted(schemes))}, not {_quoted(scheme)}")
+
+
+def _endpoint_or_scheme(text: Any, schemes: frozenset[str], more: dict[str, Any]) -> Endpoint | str:
+    """The endpoint, or the scheme if it is not wanted: common enough to be no exception."""
     if not isinstance(text, str):
         raise RecordError(f"an address must be a text, not {_quoted(text)}")
     if "@" in text:
@@ -84,30 +102,16 @@ def endpoint_at(text: Any, schemes: frozenset[str], **more: Any) -> Endpoint:
         host, port = split_host_port(scheme)
         return Endpoint(host=host, port=port, **more)
     rest, _, query = rest.partition("?")
-    options = parse_qs(query) if query else {}
-    if options.get("isSecure", [""])[0].lower() in _YES:
+    name, _, secure = query.partition("=")
+    if name == "isSecure" and secure.lower() in _YES:
         scheme = _SECURED.get(scheme, scheme)
-    expect_scheme(scheme, schemes)
+    if scheme not in schemes:
+        return scheme
     rest = rest.removesuffix("/")
-    if "/" in rest or "#" in rest or options.keys() - {"isSecure"}:
+    if "/" in rest or "#" in rest or "&" in query or name not in ("", "isSecure"):
         raise RecordError("an endpoint URL must be scheme://host[:port] without a path, query or fragment")
     host, port = split_host_port(rest, default_port=_PORTS.get(scheme))
-    return Endpoint(host=host, port=port, tls=scheme in _SECURED.values(), **more)
-
-
-def endpoints_at(urls: Iterable[Any], schemes: frozenset[str], **more: Any) -> list[Endpoint]:
-    """The endpoints at those of a server's URLs that have one of the schemes; else as `endpoint_at`."""
-    found = []
-    for url in urls:
-        with suppress(OtherSchemeError):
-            found.append(endpoint_at(url, schemes, **more))
-    return found
-
-
-def expect_scheme(scheme: str, schemes: frozenset[str]) -> None:
-    """Raise `OtherSchemeError` if the scheme is not wanted."""
-    if scheme not in schemes:
-        raise OtherSchemeError(f"scheme must be {' or '.join(sorted(schemes))}, not {_quoted(scheme)}")
+    return Endpoint(host=host, port=port, tls=scheme in _OVER_TLS, **more)
 
 
 def registered_weight(value: Any, *, absent: float = 1.0) -> float:
@@ -171,7 +175,9 @@ def clean(text: str) -> str:
 
 
 def _text(value: Any) -> str:
-    return clean(value) if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, str):
+        return clean(value)
+    return str(value) if type(value) is int else json.dumps(value)
 
 
 def _quoted(value: Any) -> str:

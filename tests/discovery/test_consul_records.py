@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from registry_rig import sees, until
 
-from discovery import Consul, Endpoint, open_source
+from discovery import Consul, Endpoint, Watcher, open_source
 from discovery.consul_records import CONVENTIONS, by_key, reader
 from discovery.records import Records
+from lbclient.sandbox import ConsulServer
 
 NAMES = ["auto", *CONVENTIONS]
 
@@ -296,6 +298,49 @@ def test_a_share_that_is_none_is_refused(weight: str) -> None:
     assert "weight must be a number" in why(entry(Tags=[f"urlprefix-/foo weight={weight}"]))
 
 
+# Real servers
+
+
+async def test_what_a_real_agent_makes_of_them(consul: ConsulServer, unique: str) -> None:
+    """Registered as the writers do, with what Consul itself adds."""
+    bodies: list[dict[str, Any]] = [
+        {"ID": f"{unique}-plain", "Address": "10.0.0.1", "Port": 80, "Tags": ["a"]},
+        {
+            "ID": f"{unique}-kratos",
+            "Address": "10.0.0.2",
+            "Port": 9000,
+            "TaggedAddresses": {
+                "grpc": {"Address": "grpc://10.0.0.2:9000", "Port": 9000},
+                "https": {"Address": "https://10.0.0.2:8000", "Port": 8000},
+            },
+            "Meta": {"weight": "50"},
+        },
+        {"ID": f"{unique}-spring", "Address": "10.0.0.3", "Port": 80, "Meta": {"secure": "true", "zone": "eu-1"}},
+        {"ID": f"{unique}-fabio", "Address": "10.0.0.4", "Port": 80, "Tags": ["urlprefix-/ weight=0.5"]},
+        {"ID": f"{unique}-tcp", "Address": "10.0.0.5", "Port": 80, "Tags": ["urlprefix-:1 proto=tcp"]},
+        {"ID": f"{unique}-none", "Address": "10.0.0.6", "Port": 0},
+    ]
+    for body in bodies:
+        await consul._ask("PUT", "/v1/agent/service/register", {"Name": unique, **body})
+    source = Consul(unique, address=consul.address)
+    async with Watcher(source) as watcher:
+        snapshot = await until(watcher, sees("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"))
+        assert [(f"{e.scheme}:{e.port}", e.weight, e.zone) for e in snapshot.endpoints] == [
+            ("http:80", 1, ""),
+            ("https:8000", 50, ""),
+            ("https:80", 1, "eu-1"),
+            ("http:80", 0.5, ""),
+        ]
+        assert [key.rpartition("-")[2] for key in source.skipped] == ["none"]
+        assert snapshot.skipped == 1
+    url = f"consul://{consul.address}/{unique}?records=kratos&schemes=grpc"
+    async with Watcher(open_source(url)) as watcher:
+        found = (await watcher.ready(5)).endpoints
+        assert "10.0.0.2:9000" in [endpoint.address for endpoint in found]
+    for body in bodies:
+        await consul.deregister(body["ID"])
+
+
 # All
 
 
@@ -309,6 +354,8 @@ def test_wrong_arguments_are_refused() -> None:
     open_source("consul://h/web?records=fabio&schemes=http,grpc&passing=0")
 
 
+# What an agent could answer with: entries with any JSON in their fields, and any JSON instead of them.
+
 names = st.sampled_from(
     ["Node", "Service", "Checks", "ID", "Address", "Port", "Tags", "TaggedAddresses", "Meta", "Weights", "Passing",
      "Status", "http", "secure", "zone"]
@@ -318,7 +365,9 @@ scalars = st.one_of(
     st.sampled_from(["passing", "warning", "10.0.0.1", "http://a:1", "true", "urlprefix-/", "\ud800", 80]),
 )  # fmt: skip
 anything = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names | st.text(max_size=3), inner)
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names | st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
 )
 services = st.fixed_dictionaries(
     {"ID": anything, "Address": st.sampled_from(["10.0.0.1", ""]) | anything, "Port": st.just(80) | anything},
@@ -329,7 +378,7 @@ instances = st.fixed_dictionaries(
 )
 
 
-@given(st.lists(st.lists(instances | anything)), st.sampled_from(NAMES), st.booleans())
+@given(st.lists(st.lists(instances | anything, max_size=3), max_size=3), st.sampled_from(NAMES), st.booleans())
 def test_no_json_raises(answers: list[list[Any]], name: str, passing: bool) -> None:
     found = Records(reader(name, passing=passing))
     for answer in answers:

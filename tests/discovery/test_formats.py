@@ -7,10 +7,12 @@ import logging
 from typing import Any
 
 import pytest
+from registry_rig import sees, until
 
-from discovery import Endpoint
+from discovery import Endpoint, Watcher, open_source
 from discovery.formats import FORMATS, reader
 from discovery.records import Records
+from lbclient.sandbox import EtcdCluster
 
 
 def records(name: str = "auto", schemes: str = "http,https", **values: Any) -> Records[bytes]:
@@ -586,3 +588,26 @@ def test_an_empty_value_is_a_placeholder(name: str) -> None:
 def test_wrong_schemes_are_refused(schemes: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         reader(schemes=schemes)
+
+
+async def test_formats_on_a_real_server(etcd: EtcdCluster, unique: str) -> None:
+    """Keys that belong together come one by one, an upstream is several endpoints, a bad update changes none."""
+    server = f"{unique}/loadbalancer/servers/0/"
+    await etcd.put(f"{server}weight", "3")
+    await etcd.put(f"{unique}/kratos", json.dumps(KRATOS))
+    await etcd.put(f"{unique}/tcp@10.0.0.2:8972", "")
+    source = open_source(f"etcd://{','.join(etcd.addresses)}/{unique}/?schemes=http,https")
+    async with Watcher(source) as watcher:
+        await until(watcher, sees("10.0.0.2", "127.0.0.1"))
+        await etcd.put(f"{server}url", "https://10.0.0.1/")
+        snapshot = await until(watcher, sees("10.0.0.1", "10.0.0.2", "127.0.0.1"))
+        first = snapshot.endpoints[0]
+        assert (first.port, first.weight, first.tls) == (443, 3, True)
+        await etcd.put(f"{server}weight", "-1")
+        snapshot = await until(watcher, lambda snapshot: snapshot.skipped == 1)
+        assert snapshot.endpoints[0].weight == 3
+        await etcd.delete(f"{server}weight")
+        await until(watcher, lambda snapshot: snapshot.endpoints[0].weight == 1 and not snapshot.skipped)
+        await etcd.delete(f"{server}url")
+        await etcd.put(f"{unique}/kratos", json.dumps({"nodes": {"10.0.0.3:80": 1, "10.0.0.4:80": 0}}))
+        await until(watcher, sees("10.0.0.2", "10.0.0.3", "10.0.0.4"))
