@@ -13,7 +13,9 @@ from urllib.parse import quote, urlencode
 from discovery.connection import address as canonical
 from discovery.connection import positive
 from discovery.consul_client import Answer, ConsulClient, require_consul
+from discovery.consul_records import by_key, reader
 from discovery.endpoint import Endpoint
+from discovery.fields import SCHEMES
 from discovery.records import Records
 from discovery.source import SourceError
 from discovery.tls import TLS, as_tls
@@ -44,6 +46,8 @@ class Consul:
         token: ACL token; never shown.
         passing: True for instances all of whose checks pass; False for those in warning too, with
             the weight that they registered for that.
+        records: convention of the instances: `auto` or a name in `discovery.consul_records.CONVENTIONS`.
+        schemes: the URL schemes to take, where instances have URLs; see `discovery.consul_records.reader`.
         tls: True for TLS verified with the system's authorities, a `TLS`, or an `ssl.SSLContext`.
         wait: longest time in seconds for which the agent may keep a query waiting, at most 600.
         probe_interval: longest time in seconds between two signs of life.
@@ -63,6 +67,8 @@ class Consul:
         dc: str | None = None,
         token: str | None = None,
         passing: bool = True,
+        records: str = "auto",
+        schemes: str | Iterable[str] = SCHEMES,
         tls: bool | ssl.SSLContext | TLS = False,
         wait: float = 30.0,
         probe_interval: float = 5.0,
@@ -84,7 +90,7 @@ class Consul:
         if not all(value for _, value in self._filter):
             raise ValueError("a tag or a data centre must not be empty")
         self._pace = _Pace(_POLLS_PER_SECOND, _BURST)
-        self._records = Records(self._read, source=repr(self))
+        self._records = Records(reader(records, passing=passing, schemes=schemes), source=repr(self))
 
     def __repr__(self) -> str:
         scheme = "consul" if self._tls is None else "consuls"
@@ -122,7 +128,7 @@ class Consul:
                             yield records.endpoints
                     else:
                         answer = poll.result()
-                        records.replace(_by_key(answer.data))
+                        records.replace(by_key(answer.data))
                         yield records.endpoints
                 finally:
                     await _dispose(poll)
@@ -158,23 +164,6 @@ class Consul:
         # that many clients do not ask at the same moment.
         return self._probe_interval * random.uniform(0.8, 0.95)
 
-    def _read(self, key: str, instance: Any) -> Iterable[Endpoint]:
-        """The endpoint in one entry of /v1/health/service; many of its fields may be null."""
-        service, node = instance["Service"], instance["Node"]
-        status = _worst(check["Status"] for check in instance.get("Checks") or ())
-        if status == "critical" or (status == "warning" and self.passing):
-            return ()
-        meta = service.get("Meta") or {}
-        endpoint = Endpoint(
-            host=service.get("Address") or node.get("Address"),
-            port=service.get("Port"),
-            weight=(service.get("Weights") or {}).get(status.capitalize(), 1),
-            zone=meta.get("zone", ""),
-            metadata=meta,
-            id=key,
-        )
-        return (endpoint,)
-
 
 class _Pace:
     """A token bucket, as the generic cell rate algorithm: one number is all its state.
@@ -204,29 +193,6 @@ async def _dispose(task: asyncio.Task[Any]) -> None:
     await asyncio.wait([task])
     if not task.cancelled():
         task.exception()  # it was asked for, so that asyncio does not complain that nobody did
-
-
-def _by_key(instances: list[Any]) -> dict[str, Any]:
-    found = {}
-    for number, instance in enumerate(instances):
-        try:
-            # A service id is unique on its node only.
-            key = f"{instance['Node']['Node']}/{instance['Service']['ID']}"
-        except (KeyError, TypeError):
-            key = f"entry {number}"
-        found[key] = instance
-    return found
-
-
-def _worst(statuses: Iterable[str]) -> str:
-    """Of `passing`, `warning` and `critical`; an unknown one is critical."""
-    worst = "passing"
-    for status in statuses:
-        if status == "warning":
-            worst = "warning"
-        elif status != "passing":
-            return "critical"
-    return worst
 
 
 def _valid_service(name: str) -> str:

@@ -5,17 +5,24 @@ from __future__ import annotations
 import ipaddress
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
+from operator import attrgetter, lt
 from types import MappingProxyType
 from typing import Any, Literal
 
 __all__ = ["Endpoint", "endpoint_tuple", "join_host_port", "split_host_port"]
 
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+_OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_IPV4 = re.compile(rf"(?:{_OCTET}\.){{3}}{_OCTET}")
+_HEXADECIMAL = re.compile(r"0x[0-9a-f]*")
+_NO_SERVER = "{} is no address of a server; was the listening address registered?"
 _MAX_PORT = 65535
 _MAX_NAME = 253
 _NOTHING: Mapping[str, str] = MappingProxyType({})
+_place: Callable[[Any], str] = attrgetter("_place")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,16 +52,21 @@ class Endpoint:
     tls: bool = False
     metadata: Mapping[str, str] = field(default_factory=lambda: _NOTHING, hash=False)
     id: str = ""
+    # Host and port as one text that sorts as the two do: sets of thousands are sorted at every change.
+    _place: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
-        set_(self, "host", _valid_host(self.host))
+        host = _valid_host(self.host)
+        if host is not self.host:
+            set_(self, "host", host)
         if isinstance(self.port, bool) or not isinstance(self.port, int) or not 1 <= self.port <= _MAX_PORT:
             raise ValueError(f"port must be a whole number from 1 to {_MAX_PORT}, not {self.port!r}")
         if isinstance(self.weight, bool) or not isinstance(self.weight, (int, float)):
             raise ValueError(f"weight must be a number, not {self.weight!r}")  # noqa: TRY004 - as above
         if not 0 <= self.weight <= sys.float_info.max:
             raise ValueError(f"weight must be finite and not negative, not {self.weight!r}")
+        set_(self, "_place", f"{host}\0{self.port:05}")
         if self.metadata is not _NOTHING:
             set_(self, "metadata", MappingProxyType({str(k): str(v) for k, v in self.metadata.items()}))
 
@@ -124,13 +136,21 @@ def split_host_port(text: str, *, default_port: int | None = None) -> tuple[str,
 def _valid_host(host: object) -> str:
     if not isinstance(host, str):
         raise ValueError(f"host must be a string, not {host!r}")  # noqa: TRY004 - one error type for bad values
+    if len(host) > _MAX_NAME + 1:
+        raise ValueError(f"{host[:50]!r}... is neither an IP address nor a DNS name: it is too long")
+    if _IPV4.fullmatch(host):
+        if host == "0.0.0.0" or 224 <= int(host.partition(".")[0]) < 240:  # noqa: S104, PLR2004 - multicast
+            raise ValueError(_NO_SERVER.format(host))
+        return host  # `ipaddress` says the same, but takes most of the time of making an endpoint
+    if ":" not in host:
+        return _valid_name(host)
     try:
-        address = ipaddress.ip_address(host)
+        address = ipaddress.IPv6Address(host)
     except ValueError:
         return _valid_name(host)
     if address.is_unspecified or address.is_multicast:
-        raise ValueError(f"{host} is no address of a server; was the listening address registered?")
-    if isinstance(address, ipaddress.IPv6Address) and address.scope_id:
+        raise ValueError(_NO_SERVER.format(host))
+    if address.scope_id:
         raise ValueError(f"{host}: an IPv6 address with a scope is only meaningful on one machine")
     return str(address)
 
@@ -138,18 +158,26 @@ def _valid_host(host: object) -> str:
 def _valid_name(host: str) -> str:
     name = host.lower().removesuffix(".")
     labels = name.split(".")
-    if len(name) > _MAX_NAME or not all(_LABEL.fullmatch(label) for label in labels):
+    if len(name) > _MAX_NAME or not all(map(_LABEL.fullmatch, labels)):
         raise ValueError(f"{host!r} is neither an IP address nor a DNS name")
     # inet_aton() would read 127.1, 0x7f.1 and 2130706433 as addresses: a name that ends in a number
     # is one to some resolver (https://url.spec.whatwg.org/#ends-in-a-number-checker).
-    if labels[-1].isdigit() or re.fullmatch(r"0x[0-9a-f]*", labels[-1]):
+    if labels[-1].isdigit() or _HEXADECIMAL.fullmatch(labels[-1]):
         raise ValueError(f"{host!r} is neither an IP address nor a DNS name: it ends in a number")
     return name
 
 
 def endpoint_tuple(endpoints: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
     """The endpoints sorted by host, port and id, one per address (the first id in that order stays)."""
-    unique: dict[tuple[str, int], Endpoint] = {}
-    for endpoint in sorted(endpoints, key=lambda e: (e.host, e.port, e.id)):
-        unique.setdefault((endpoint.host, endpoint.port), endpoint)
-    return tuple(unique.values())
+    found = tuple(endpoints)
+    # Almost always they come as they were, and a loop over thousands would be felt at every change.
+    if all(map(lt, map(_place, found), map(_place, islice(found, 1, None)))):
+        return found
+    unique = dict(zip(map(_place, found), found, strict=True))
+    if len(unique) < len(found):
+        unique.clear()
+        for endpoint in found:
+            kept = unique.setdefault(_place(endpoint), endpoint)
+            if kept is not endpoint and endpoint.id < kept.id:
+                unique[_place(endpoint)] = endpoint
+    return tuple(sorted(unique.values(), key=_place))

@@ -15,7 +15,9 @@ from discovery.connection import positive
 from discovery.endpoint import Endpoint
 from discovery.etcd_client import EtcdClient
 from discovery.etcd_wire import b64, unb64
-from discovery.records import Records, reader
+from discovery.fields import SCHEMES
+from discovery.formats import reader
+from discovery.records import Records
 from discovery.source import SourceError
 from discovery.tls import TLS, as_tls
 
@@ -41,7 +43,8 @@ class Etcd:
         prefix: begin of the keys, without the slash that ends the host in a URL; it gets a "/" at its end.
         hosts: `host:port` of the members; port 2379 may be left out.
         tls: True for TLS verified with the system's authorities, a `TLS`, or an `ssl.SSLContext`.
-        records: format of the values: `auto` or a name in `discovery.records.FORMATS`.
+        records: format of the values: `auto` or a name in `discovery.formats.FORMATS`.
+        schemes: the URL schemes to take, where values have URLs; see `discovery.formats.reader`.
         probe_interval: longest time in seconds between two looks whether etcd is alive and our view is right.
         timeout: seconds for one request; a page of a list (500 keys) and a probe are one each.
 
@@ -57,6 +60,7 @@ class Etcd:
         hosts: str | Iterable[str] = ("127.0.0.1:2379",),
         tls: bool | ssl.SSLContext | TLS = False,
         records: str = "auto",
+        schemes: str | Iterable[str] = SCHEMES,
         probe_interval: float = 5.0,
         timeout: float = 2.0,
     ) -> None:
@@ -68,7 +72,7 @@ class Etcd:
         self._timeout = positive("timeout", timeout)
         self._probe_interval = positive("probe_interval", probe_interval)
         self.hosts = EtcdClient(hosts.split(",") if isinstance(hosts, str) else hosts).members
-        self._records = Records(reader(records), source=repr(self))
+        self._records = Records(reader(records, schemes=schemes), source=repr(self))
         self._turn = 0
         self._hinted = False
 

@@ -26,9 +26,9 @@ def open_source(url: str) -> Source:
     """The source that a URL names.
 
     - `static://h1:p1,h2:p2`
-    - `etcd://h1:2379,h2:2379/prefix/`, options `records`, `probe_interval`, `timeout`
-    - `consul://host:8500/service`, options `tag` (may be repeated), `dc`, `passing`, `token`, `wait`,
-      `probe_interval`, `timeout`
+    - `etcd://h1:2379,h2:2379/prefix/`, options `records`, `schemes` (`a,b`), `probe_interval`, `timeout`
+    - `consul://host:8500/service`, options `tag` (may be repeated), `dc`, `records`, `schemes`, `passing`,
+      `token`, `wait`, `probe_interval`, `timeout`
 
     Several URLs are one source: `a + b` is all endpoints of both (`Merge`), `a | b` those of `b` when `a` is
     not good (`Failover`), with spaces around the sign.
@@ -136,10 +136,12 @@ def _open_consul(scheme: str, host: str, path: str, options: _Options) -> Source
     return Consul(path.removesuffix("/"), address=host, tls=scheme == "consuls", **options)
 
 
-_OF_ETCD: _Known = {"records": _text, "probe_interval": _seconds, "timeout": _seconds}
+_OF_ETCD: _Known = {"records": _text, "probe_interval": _seconds, "timeout": _seconds, "schemes": _text}
 _OF_CONSUL: _Known = {
     "tag": _text,
     "dc": _text,
+    "records": _text,
+    "schemes": _text,
     "passing": _boolean,
     "token": _text,
     "wait": _seconds,

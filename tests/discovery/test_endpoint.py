@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import ipaddress
 from typing import Any
 
 import pytest
@@ -74,6 +76,35 @@ def test_any_text_is_an_endpoint_or_a_value_error(text: str) -> None:
     assert Endpoint.parse(endpoint.address) == Endpoint(host=endpoint.host, port=endpoint.port)
 
 
+digits = st.one_of(st.integers(0, 300).map(str), st.sampled_from(["", "00", "01", "1e1", "\u0661", "0x7f"]))
+hosts = st.one_of(
+    st.lists(digits, min_size=1, max_size=5).map(".".join),
+    st.ip_addresses().map(str),
+    st.text(alphabet="0123456789abcdef.:%x-_\n ", max_size=20),
+    st.text(),
+)
+
+
+@given(hosts)
+def test_a_host_is_what_the_standard_library_says(host: str) -> None:
+    """Addresses are not parsed with `ipaddress` where that can be avoided; nothing else may change by it."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        address = None
+    no_server = address is not None and (
+        address.is_unspecified or address.is_multicast or bool(getattr(address, "scope_id", None))
+    )
+    try:
+        found = Endpoint(host=host, port=80).host
+    except ValueError:
+        assert address is None or no_server
+    else:
+        assert not no_server
+        assert found == (str(address) if address else host.lower().removesuffix("."))
+        assert address or ":" not in found
+
+
 def test_an_endpoint_cannot_be_changed() -> None:
     metadata = {"a": 1}
     endpoint = Endpoint(host="h", port=80, metadata=metadata)  # type: ignore[arg-type]
@@ -94,6 +125,33 @@ def test_a_set_is_sorted_and_has_one_endpoint_per_address() -> None:
     result = endpoint_tuple(endpoints)
     assert [(e.address, e.id) for e in result] == [("10.0.0.1:90", ""), ("10.0.0.2:80", "a")]
     assert endpoint_tuple(reversed(endpoints)) == result
+
+
+places = st.builds(
+    Endpoint,
+    host=st.sampled_from(["10.0.0.1", "10.0.0.10", "10.0.0.2", "::1", "1::", "a", "a.b", "a-b", "ab"]),
+    port=st.sampled_from([1, 9, 10, 80, 8080, 65535]),
+    id=st.sampled_from(["", "a", "b"]),
+    weight=st.sampled_from([1.0, 2.0]),
+)
+
+
+@given(st.lists(places))
+def test_sets_are_sorted_by_host_and_port_as_numbers_and_the_first_id_stays(endpoints: list[Endpoint]) -> None:
+    expected: dict[str, Endpoint] = {}
+    for endpoint in sorted(endpoints, key=lambda e: (e.host, e.port, e.id)):
+        expected.setdefault(endpoint.address, endpoint)
+    result = endpoint_tuple(endpoints)
+    assert list(map(id, result)) == list(map(id, expected.values()))
+    assert list(map(id, endpoint_tuple(iter(result)))) == list(map(id, result))
+
+
+def test_a_changed_copy_is_sorted_by_what_it_is_now() -> None:
+    one, two = Endpoint(host="10.0.0.1", port=80), Endpoint(host="10.0.0.2", port=80)
+    moved = dataclasses.replace(one, host="10.0.0.3")
+    assert endpoint_tuple([moved, two]) == (two, moved)
+    assert copy.copy(moved) == Endpoint(host="10.0.0.3", port=80)
+    assert "place" not in repr(moved)
 
 
 def test_a_snapshot_says_what_is_known() -> None:

@@ -16,7 +16,8 @@ from discovery import Etcd, SourceError
 from discovery.etcd import _Probe, _View
 from discovery.etcd_client import EtcdClient
 from discovery.etcd_wire import EtcdError, Frames, b64, etcd_error
-from discovery.records import Records, reader
+from discovery.formats import reader
+from discovery.records import Records
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
 
