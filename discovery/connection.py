@@ -20,7 +20,7 @@ def address(text: str, *, default_port: int) -> str:
         ValueError: it is none; credentials in it are not repeated.
     """
     if "@" in text:
-        raise ValueError("user and password in an address are not supported yet")
+        raise ValueError("user and password do not belong into an address: give them as options")
     if "://" in text:
         raise ValueError(f"expected host:port without a scheme, got {text!r}")
     host, port = split_host_port(text, default_port=default_port)
