@@ -27,14 +27,10 @@ __all__ = ["Etcd"]
 log = logging.getLogger(__name__)
 
 _PAGE, _LARGEST_PAGE = 100, 1000  # keys in the first page of a list, and at most
-_PAGE_BYTES = (
-    100_000  # of keys and values: so many are parsed in about a millisecond, for which the loop stands still
-)
+_PAGE_BYTES = 100_000  # of keys and values: they are parsed in about 2 ms, for which the loop stands still
 _SLICE = 0.003  # seconds of applying records, then it is the turn of the loop's other tasks
-_SHARE, _LONGEST_PAUSE = (
-    4,
-    0.1,
-)  # changes are collected 4 times as long as it took to show the last ones, in seconds
+# Changes are collected 4 times as long as it took to show the last ones, at most so many seconds.
+_COLLECT, _LONGEST_COLLECT = 4, 0.1
 _PAUSE = 5.0  # seconds before the next try when the user has no permission
 _DOUBT = 0.5  # seconds until the second look when a probe and our view differ: the event may be on its way
 _PLAIN = "/:!$&'()*+,;=~"  # what a URL's path may have as it is
@@ -143,7 +139,7 @@ class Etcd:
                             began_at, show_at = now(), math.inf
                             yield records.endpoints
                             # Showing many takes a while, and 5 000 changes a second must not fill the loop.
-                            rested_at = now() + min(_SHARE * (now() - began_at), _LONGEST_PAUSE)
+                            rested_at = now() + min(_COLLECT * (now() - began_at), _LONGEST_COLLECT)
             except SourceError:
                 client.rotate()
                 raise

@@ -20,7 +20,7 @@ from discovery.etcd_wire import (
 )
 from discovery.source import SourceError
 
-__all__ = ["Authentication", "Password", "shared_authentication"]
+__all__ = ["Authentication", "Password", "canceled_for_token", "needs_token", "shared_authentication"]
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +79,8 @@ class Authentication:
             refused: the token that is not to be used again, if it is still this one.
 
         Raises:
-            SourceError: there is none. If user and password were refused, `retry_after` is at least 5 s, and
-                until then neither this member nor another one is asked again.
+            SourceError: there is none. If user and password were refused, at first for 5 s or a little more neither
+                this member nor another one is asked again; `retry_after` is what is left of that time.
         """
         while self._token is None or self._token == refused:
             password = self._current_password(url)
@@ -93,9 +93,14 @@ class Authentication:
             outcome = await asyncio.shield(other)
             if isinstance(outcome, str):
                 return outcome
-            if outcome is not None and (url_asked == url or outcome.retry_after):
+            if outcome is not None and url_asked == url:
                 raise SourceError(str(outcome), retry_after=outcome.retry_after)
         return self._token
+
+    def forget(self, token: str) -> None:
+        """Not to use this token again."""
+        if self._token == token:
+            self._token = None
 
     def redact(self, content: bytes) -> bytes:
         """What a server sent, without password and token: somebody's error page may repeat the request."""
@@ -175,13 +180,16 @@ class Authentication:
         log.warning("the password of user %r goes to etcd at %s unencrypted: use TLS", self.user, url)
 
 
-def needs_token(error: SourceError) -> bool:
+def needs_token(error: EtcdError) -> bool:
     """Whether a call failed for want of a valid token, so that a new one may help."""
-    if not isinstance(error, EtcdError):
-        return False
     return error.code == UNAUTHENTICATED or (
         error.code == INVALID_ARGUMENT and any(words in str(error) for words in _NEEDS_TOKEN)
     )
+
+
+def canceled_for_token(reason: str) -> bool:
+    """Whether a watch may have been canceled for its token; etcd 3.5.1 calls an expired one "permission denied"."""
+    return any(words in reason for words in (*_NEEDS_TOKEN, "invalid auth token", "permission denied"))
 
 
 _known: WeakValueDictionary[tuple[Any, ...], Authentication] = WeakValueDictionary()

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 import aiohttp
 
 from discovery.connection import address, as_source_error, new_session
-from discovery.etcd_auth import Authentication, needs_token
+from discovery.etcd_auth import Authentication, canceled_for_token, needs_token
 from discovery.etcd_wire import EtcdError, Frames, etcd_error, quoted
 from discovery.source import SourceError
 from discovery.tls import TLS
@@ -152,9 +152,9 @@ class EtcdClient:
         Raises:
             EtcdError, SourceError: as `call`.
         """
-        response = await self._authorized(lambda token: self._opened(path, body, headers or {}, token))
+        response, token = await self._authorized(lambda token: self._opened(path, body, headers or {}, token))
         try:
-            yield Stream(response, self._where)
+            yield Stream(response, self._where, forget_token=lambda: self._forget(token))
         finally:
             response.close()
 
@@ -176,6 +176,10 @@ class EtcdClient:
                 raise
             # Not again and again: each new token costs the server much.
             raise EtcdError(f"{error}, and it is new", error.code, retry_after=_PAUSE) from error
+
+    def _forget(self, token: str) -> None:
+        if self._authentication is not None:
+            self._authentication.forget(token)
 
     async def _authenticate(self, body: Mapping[str, str]) -> Mapping[str, Any]:
         return await self._answer("/auth/authenticate", body, self._timeout, "")
@@ -205,7 +209,9 @@ class EtcdClient:
                 raise self._error(response.status, content)
             return content
 
-    async def _opened(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str], token: str) -> Any:
+    async def _opened(
+        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str], token: str
+    ) -> tuple[aiohttp.ClientResponse, str]:
         # Only being opened is limited: a quiet stream is a good one.
         try:
             async with asyncio.timeout(self._timeout):
@@ -213,7 +219,7 @@ class EtcdClient:
                 if response.status != HTTPStatus.OK:
                     async with response:
                         raise self._error(response.status, await response.read())
-                return response
+                return response, token
         except (aiohttp.ClientError, OSError) as error:
             raise as_source_error(self._where, error, timeout=self._timeout) from error
 
@@ -263,9 +269,10 @@ class EtcdClient:
 class Stream:
     """A running stream of answers."""
 
-    def __init__(self, response: aiohttp.ClientResponse, where: str) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, where: str, *, forget_token: Callable[[], None]) -> None:
         self._response = response
         self._where = where
+        self._forget_token = forget_token
         self._frames = Frames()
 
     async def read(self, *, until: float) -> list[dict[str, Any]]:
@@ -290,6 +297,9 @@ class Stream:
         for answer in answers:
             if answer.get("error"):
                 raise etcd_error(self._where, answer)
+            if canceled_for_token(str(answer.get("result", {}).get("cancel_reason", ""))):
+                # Another member may answer at the same address, and still know it: the next call would not notice.
+                self._forget_token()
         if not chunk and not answers:
             raise SourceError(f"{self._where}: it ended the stream")
         return answers

@@ -23,6 +23,9 @@ LOGIN = b"POST /v3/auth/authenticate "
 FLAGS = {"bcrypt-cost": "4"}
 
 
+both = pytest.mark.parametrize("server", ["3.4", "3.5"], indirect=True, scope="module")
+
+
 @pytest.fixture
 def nothing_is_told(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """No password in any line of any log."""
@@ -31,7 +34,7 @@ def nothing_is_told(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert "s3cret" not in caplog.text
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["3.4", "3.5"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["3.5"])
 async def server(request: pytest.FixtureRequest) -> AsyncIterator[EtcdCluster]:
     async with await start_etcd(request.param, own=True, flags={**FLAGS, "auth-token-ttl": "1"}) as cluster:
         await cluster.enable_auth()
@@ -60,6 +63,7 @@ def authentication(source: Etcd) -> Authentication:
     return found
 
 
+@both
 async def test_a_user_reads_and_watches(server: EtcdCluster, user: str, caplog: pytest.LogCaptureFixture) -> None:
     async with Proxy(server.address) as way:
         source = Etcd(user, hosts=[way.address], user=user, password=PASSWORD)
@@ -75,11 +79,13 @@ async def test_a_user_reads_and_watches(server: EtcdCluster, user: str, caplog: 
         assert token not in shown
 
 
+@both
 async def test_without_a_user_it_is_told_that_one_is_needed(server: EtcdCluster, user: str) -> None:
     with pytest.raises(SourceError, match="authentication is switched on and no user was given"):
         await anext(Etcd(user, hosts=server.addresses).watch())
 
 
+@both
 async def test_a_token_that_expires_in_a_quiet_watch_is_renewed(server: EtcdCluster, user: str) -> None:
     async with Proxy(server.address) as way:
         source = Etcd(user, hosts=[way.address], user=user, password=PASSWORD, probe_interval=3)
@@ -95,6 +101,7 @@ async def test_a_token_that_expires_in_a_quiet_watch_is_renewed(server: EtcdClus
         assert way.sent.count(b"POST /v3/watch ") == 1
 
 
+@both
 async def test_a_restart_that_loses_the_tokens(server: EtcdCluster, user: str) -> None:
     async with Watcher(Etcd(user, hosts=server.addresses, user=user, password=PASSWORD)) as watcher:
         await until(watcher, sees("10.0.0.1"))
@@ -181,6 +188,7 @@ async def test_a_password_from_a_function_may_change(server: EtcdCluster, user: 
         await until(watcher, sees("10.0.0.1"), 2)
 
 
+@both
 async def test_a_permission_that_is_missing_is_told_and_may_be_granted_later(
     server: EtcdCluster, user: str, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
