@@ -20,7 +20,7 @@ def address(text: str, *, default_port: int) -> str:
         ValueError: it is none; credentials in it are not repeated.
     """
     if "@" in text:
-        raise ValueError("user and password in an address are not supported yet")
+        raise ValueError("user and password do not belong into an address: give them as options")
     if "://" in text:
         raise ValueError(f"expected host:port without a scheme, got {text!r}")
     host, port = split_host_port(text, default_port=default_port)
@@ -58,6 +58,8 @@ def as_source_error(where: str, error: Exception, *, timeout: float) -> SourceEr
             why = f"no answer within {timeout:g} s"
         case aiohttp.ClientConnectorCertificateError():
             why = f"its TLS certificate is not accepted: {error.certificate_error}"
+        case aiohttp.ClientOSError() if _is_about_our_certificate(error):
+            why = f"it does not accept our TLS client certificate, or wants one: {error.strerror or error}"
         case aiohttp.ClientConnectorSSLError() | aiohttp.ClientConnectorError(os_error=ConnectionResetError()):
             # A reset while connecting comes from the TLS handshake; TCP alone would say "refused".
             why = f"no TLS connection, does it speak plain HTTP on this port? ({error.os_error!r})"
@@ -67,8 +69,15 @@ def as_source_error(where: str, error: Exception, *, timeout: float) -> SourceEr
             why = f"the connection broke: {error.strerror or error}"
         case aiohttp.ServerDisconnectedError():
             why = "it closed the connection without an answer"
+            why += ", does it want TLS on this port?" if " http://" in where else ""
         case aiohttp.ClientPayloadError():
             why = "the connection broke in the middle of an answer"
         case _:
             why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return SourceError(f"{where}: {why}")
+
+
+def _is_about_our_certificate(error: aiohttp.ClientOSError) -> bool:
+    # TLS 1.3: the server looks at it after our side of the handshake is done, so it is like any broken connection.
+    text = str(error)
+    return "ALERT" in text and ("CERTIFICATE" in text or "UNKNOWN_CA" in text)

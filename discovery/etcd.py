@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import ssl
+import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 from discovery.connection import positive
 from discovery.endpoint import Endpoint
-from discovery.etcd_client import EtcdClient
-from discovery.etcd_wire import b64, unb64
+from discovery.etcd_auth import Password, shared_authentication
+from discovery.etcd_client import EtcdClient, Stream
+from discovery.etcd_view import Probe, View, header, text
+from discovery.etcd_wire import PERMISSION_DENIED, EtcdError, b64
 from discovery.fields import SCHEMES
 from discovery.formats import reader
 from discovery.records import Records
@@ -25,9 +28,14 @@ __all__ = ["Etcd"]
 
 log = logging.getLogger(__name__)
 
-_PAGE = 500  # keys per request when listing: so many are parsed in about 10 ms, for which the loop stands still
+_PAGE, _LARGEST_PAGE = 100, 1000  # keys in the first page of a list, and at most
+_PAGE_BYTES = 100_000  # of keys and values: they are parsed in about 2 ms, for which the loop stands still
+_SLICE = 0.003  # seconds of applying records, then it is the turn of the loop's other tasks
+# Changes are collected 4 times as long as it took to show the last ones, at most so many seconds.
+_COLLECT, _LONGEST_COLLECT = 4, 0.1
+_PAUSE = 5.0  # seconds before the next try when the user has no permission
 _DOUBT = 0.5  # seconds until the second look when a probe and our view differ: the event may be on its way
-_PLAIN = "/:@!$&'()*+,;=~"  # what a URL's path may have as it is
+_PLAIN = "/:!$&'()*+,;=~"  # what a URL's path may have as it is
 _HAS_LEADER = {"Grpc-Metadata-hasleader": "true"}  # without it a member cut off from the others is silent for ever
 
 
@@ -45,12 +53,16 @@ class Etcd:
         tls: True for TLS verified with the system's authorities, a `TLS`, or an `ssl.SSLContext`.
         records: format of the values: `auto` or a name in `discovery.formats.FORMATS`.
         schemes: the URL schemes to take, where values have URLs; see `discovery.formats.reader`.
+        user: name of the user, when authentication is switched on in etcd.
+        password: its password, or a function that returns the one to authenticate with now, without blocking
+            (so that it can be changed without a restart); never shown.
         probe_interval: longest time in seconds between two looks whether etcd is alive and our view is right.
-        timeout: seconds for one request; a page of a list (500 keys) and a probe are one each.
+        timeout: seconds for one request; a page of a list (up to 1000 keys), a probe and authenticating are
+            one each.
 
     Raises:
         ImportError: etcd3-py is not installed.
-        ValueError: an argument makes no sense.
+        ValueError, TypeError: an argument makes no sense; the password is not repeated.
     """
 
     def __init__(
@@ -61,6 +73,8 @@ class Etcd:
         tls: bool | ssl.SSLContext | TLS = False,
         records: str = "auto",
         schemes: str | Iterable[str] = SCHEMES,
+        user: str | None = None,
+        password: Password | None = None,
         probe_interval: float = 5.0,
         timeout: float = 2.0,
     ) -> None:
@@ -72,6 +86,7 @@ class Etcd:
         self._timeout = positive("timeout", timeout)
         self._probe_interval = positive("probe_interval", probe_interval)
         self.hosts = EtcdClient(hosts.split(",") if isinstance(hosts, str) else hosts).members
+        self._authentication = shared_authentication(self.hosts, user, password)
         self._records = Records(reader(records, schemes=schemes), source=repr(self))
         self._turn = 0
         self._hinted = False
@@ -90,7 +105,13 @@ class Etcd:
 
     def client(self) -> EtcdClient:
         """A client for the same cluster, with the same rights; to be used in `async with`."""
-        return EtcdClient(self.hosts, tls=self._tls, timeout=self._timeout, turn=self._turn)
+        return EtcdClient(
+            self.hosts,
+            tls=self._tls,
+            timeout=self._timeout,
+            turn=self._turn,
+            authentication=self._authentication,
+        )
 
     async def watch(self) -> AsyncGenerator[Sequence[Endpoint], None]:
         """Yield the set now, after every change, and after every probe that found it right.
@@ -100,6 +121,7 @@ class Etcd:
         """
         # A copy, so that two watchers of one source do not apply their events to each other's view.
         records = self._records = self._records.copy()
+        now = asyncio.get_running_loop().time
         async with self.client() as client:
             try:
                 view = await self._list(client, records)
@@ -108,18 +130,20 @@ class Etcd:
                     await self._hint(client)
                 create = {"create_request": {**self._range, "start_revision": str(view.revision + 1)}}
                 async with client.stream("/watch", create, headers=_HAS_LEADER) as stream:
-                    due = self._next_probe()
+                    probe_at, show_at = self._next_probe(), math.inf
+                    rested_at = now()
                     while True:
-                        changes = [view.apply(answer) for answer in await stream.read(until=due)]
-                        if any(changes):
+                        if await self._follow(stream, view, until=min(probe_at, show_at)):
+                            show_at = min(show_at, max(now(), rested_at))
+                        right = False
+                        if now() >= probe_at:
+                            right = view.agrees(await self._probe(client))
+                            probe_at = self._next_probe() if right else now() + _DOUBT
+                        if right or now() >= show_at:
+                            began_at, show_at = now(), math.inf
                             yield records.endpoints
-                        if asyncio.get_running_loop().time() < due:
-                            continue
-                        if view.agrees(await self._probe(client)):
-                            yield records.endpoints
-                            due = self._next_probe()
-                        else:
-                            due = asyncio.get_running_loop().time() + _DOUBT
+                            # Showing many takes a while, and 5 000 changes a second must not fill the loop.
+                            rested_at = now() + min(_COLLECT * (now() - began_at), _LONGEST_COLLECT)
             except SourceError:
                 client.rotate()
                 raise
@@ -127,50 +151,74 @@ class Etcd:
                 self._turn = client.turn
 
     def _next_probe(self) -> float:
-        # Never later than the interval: how soon a silent member is noticed is a promise. Down to 20 % sooner, so
-        # that many clients do not ask at the same moment.
-        return asyncio.get_running_loop().time() + self._probe_interval * random.uniform(0.8, 0.95)
+        # Never later than the interval: how soon a silent member is noticed is a promise. Sooner, so that many
+        # clients do not ask at the same moment, and that another member is there within 6 s with the defaults.
+        return asyncio.get_running_loop().time() + self._probe_interval * random.uniform(0.6, 0.75)
 
-    async def _list(self, client: EtcdClient, records: Records[bytes]) -> _View:
+    async def _follow(self, stream: Stream, view: View, *, until: float) -> bool:
+        """Apply the answers that come next; whether there were changes."""
+        changed = False
+        turn = _Turn()
+        for answer in await stream.read(until=until):
+            for event in view.events(answer):
+                view.apply(event)
+                changed = True
+                if turn.is_over:
+                    await turn.pass_on()
+        return changed
+
+    async def _list(self, client: EtcdClient, records: Records[bytes]) -> View:
         failures = []
         for _ in client.members:
             try:
                 return await self._list_member(client, records)
             except SourceError as error:
+                if error.retry_after:
+                    # It is not the member, it is the user: the others would say the same.
+                    raise
                 failures.append(str(error))
                 client.rotate()
         raise SourceError("; ".join(failures))
 
-    async def _list_member(self, client: EtcdClient, records: Records[bytes]) -> _View:
+    async def _list_member(self, client: EtcdClient, records: Records[bytes]) -> View:
         found: dict[str, bytes] = {}
         view = None
         page: dict[str, Any] = {**self._range, "limit": str(_PAGE)}
+        turn = _Turn()
         while True:
-            answer = await client.call("/kv/range", page)
+            answer = await self._read(client, page)
             # All pages show the revision of the first one.
-            view = view or _View(client.url, records, *_header(client.url, answer))
-            key = b""
-            for pair in answer.get("kvs", ()):
-                key = unb64(pair["key"])
-                view.keys[key] = int(pair["mod_revision"])
-                found[_text(key)] = value = unb64(pair.get("value", ""))
-                records.put(_text(key), value)
+            view = view or View(client.url, records, *header(client.url, answer))
+            key, size, pairs = b"", 0, answer.get("kvs", ())
+            for pair in pairs:
+                key, value = view.put(pair)
+                found[text(key)] = value
+                size += len(key) + len(value)
+                if turn.is_over:
+                    await turn.pass_on()
             if not answer.get("more"):
                 records.replace(found)
+                await turn.pass_on()
                 return view
-            page |= {"key": b64(key + b"\0"), "revision": str(view.revision)}
+            limit = min(_LARGEST_PAGE, max(1, len(pairs) * _PAGE_BYTES // max(1, size)))
+            page |= {"key": b64(key + b"\0"), "revision": str(view.revision), "limit": str(limit)}
 
-    async def _probe(self, client: EtcdClient) -> _Probe:
+    async def _probe(self, client: EtcdClient) -> Probe:
         newest = {"limit": "1", "keys_only": True, "sort_target": "MOD", "sort_order": "DESCEND"}
-        answer = await client.call("/kv/range", {**self._range, **newest})
-        cluster, revision = _header(client.url, answer)
-        pairs = answer.get("kvs", ())
-        return _Probe(
-            cluster=cluster,
-            revision=revision,
-            count=int(answer.get("count", 0)),
-            newest=int(pairs[0]["mod_revision"]) if pairs else 0,
-        )
+        return Probe.read(client.url, await self._read(client, {**self._range, **newest}))
+
+    async def _read(self, client: EtcdClient, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask for keys in our range."""
+        try:
+            return await client.call("/kv/range", body)
+        except EtcdError as error:
+            if error.code != PERMISSION_DENIED or self._authentication is None:
+                raise
+            raise SourceError(
+                f"etcd at {client.url}: user {self._authentication.user!r} may not read the keys that begin with "
+                f"{self.prefix!r}: permission denied (grant READ on that prefix to one of its roles)",
+                retry_after=_PAUSE,
+            ) from error
 
     async def _hint(self, client: EtcdClient) -> None:
         """Look once whether the prefix has keys with the leading slash that it lacks, or the other way round."""
@@ -187,104 +235,22 @@ class Etcd:
             log.warning("%r has no keys, but %s has %d: is that the one you mean?", self, self._url(other), count)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Probe:
-    """What etcd says about the prefix at one revision: how many keys, and the newest `mod_revision` among them."""
+class _Turn:
+    """Our turn on the event loop, which other tasks are waiting for."""
 
-    cluster: str
-    revision: int
-    count: int
-    newest: int
+    def __init__(self) -> None:
+        self._ends_at = time.perf_counter() + _SLICE
 
+    @property
+    def is_over(self) -> bool:
+        return time.perf_counter() > self._ends_at
 
-class _View:
-    """What we know: the keys with their `mod_revision`s as of one revision of one cluster."""
-
-    def __init__(self, url: str, records: Records[bytes], cluster: str, revision: int) -> None:
-        self.keys: dict[bytes, int] = {}
-        self.revision = revision
-        self._url = url
-        self._records = records
-        self._cluster = cluster
-        self._doubt: tuple[_Probe, int] | None = None
-
-    def apply(self, answer: Mapping[str, Any]) -> bool:
-        """Apply one answer of the watch; whether it held events. `SourceError` if it says that this is the end."""
-        result = answer.get("result", {})
-        if result.get("canceled"):
-            # The gateway leaves the connection open after this, silent for ever.
-            why = result.get("cancel_reason") or "no reason given"
-            if "compact_revision" in result:
-                why = f"what changed up to revision {result['compact_revision']} was compacted away"
-            raise SourceError(f"etcd at {self._url} canceled the watch: {why}")
-        self._expect_cluster(result.get("header", {}).get("cluster_id", self._cluster))
-        for event in result.get("events", ()):
-            pair = event["kv"]
-            key, revision = unb64(pair["key"]), int(pair["mod_revision"])
-            self._settle(revision)
-            if event.get("type") == "DELETE":
-                self.keys.pop(key, None)
-                self._records.delete(_text(key))
-            else:
-                self.keys[key] = revision
-                self._records.put(_text(key), unb64(pair.get("value", "")))
-            self.revision = revision
-        return "events" in result
-
-    def agrees(self, probe: _Probe) -> bool:
-        """Whether the probe shows what we have; if not, events may be on their way, or lost.
-
-        Raises:
-            SourceError: events were lost, or this is not the cluster that it was.
-        """
-        self._expect_cluster(probe.cluster)
-        if probe.revision < self.revision:
-            raise SourceError(
-                f"etcd at {self._url} went back from revision {self.revision} to {probe.revision}: a backup?"
-            )
-        before, self._doubt = self._doubt, None
-        if self._matches(probe):
-            return True
-        if before is not None and before[1] == self.revision:
-            raise self._lost(probe)
-        self._doubt = probe, self.revision
-        return False
-
-    def _settle(self, revision: int) -> None:
-        """Decide an open doubt before the first event beyond its probe: then our view is as old as the probe."""
-        if self._doubt is not None and revision > self._doubt[0].revision:
-            (probe, _), self._doubt = self._doubt, None
-            if not self._matches(probe):
-                raise self._lost(probe)
-
-    def _matches(self, probe: _Probe) -> bool:
-        return len(self.keys) == probe.count and max(self.keys.values(), default=0) == probe.newest
-
-    def _lost(self, probe: _Probe) -> SourceError:
-        return SourceError(
-            f"events of etcd at {self._url} were lost: {len(self.keys)} keys known at revision {self.revision}, "
-            f"{probe.count} were there at revision {probe.revision}"
-        )
-
-    def _expect_cluster(self, cluster: object) -> None:
-        if cluster != self._cluster:
-            raise SourceError(f"at {self._url} there is another etcd cluster now: {cluster}, not {self._cluster}")
+    async def pass_on(self) -> None:
+        await asyncio.sleep(0)
+        self._ends_at = time.perf_counter() + _SLICE
 
 
 def _range(prefix: str) -> dict[str, str]:
     """All keys that begin with the prefix: it ends in "/", and "0" is the next byte."""
     key = prefix.encode()
     return {"key": b64(key), "range_end": b64(key[:-1] + b"0")}
-
-
-def _header(url: str, answer: Mapping[str, Any]) -> tuple[str, int]:
-    """Cluster id and revision."""
-    header = answer.get("header", {})
-    try:
-        return str(header["cluster_id"]), int(header["revision"])
-    except (KeyError, TypeError, ValueError):
-        raise SourceError(f"at {url} there is no etcd: its answer has no header") from None
-
-
-def _text(key: bytes) -> str:
-    return key.decode("utf-8", "backslashreplace")

@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import aiohttp
 
 from discovery.connection import address, as_source_error, new_session
-from discovery.etcd_wire import Frames, etcd_error, quoted
+from discovery.etcd_auth import Authentication, canceled_for_token, needs_token
+from discovery.etcd_wire import EtcdError, Frames, etcd_error, quoted
 from discovery.source import SourceError
 from discovery.tls import TLS
 
 __all__ = ["EtcdClient", "Stream", "require_etcd3"]
+
+T = TypeVar("T")
+
+_PAUSE = 5.0  # seconds before the next try when etcd refuses even a new token
 
 
 def require_etcd3() -> None:
@@ -67,6 +72,7 @@ class EtcdClient:
         tls: how to speak TLS; None is plain HTTP.
         timeout: seconds for one call, unless the call says otherwise.
         turn: number of the member to begin with, counted on over the end of `hosts`.
+        authentication: the user, and the token that it shares with other clients; None is none.
 
     Raises:
         ImportError: etcd3-py is not installed.
@@ -80,6 +86,7 @@ class EtcdClient:
         tls: TLS | None = None,
         timeout: float = 2.0,
         turn: int = 0,
+        authentication: Authentication | None = None,
     ) -> None:
         require_etcd3()
         self.members = tuple(dict.fromkeys(address(host, default_port=2379) for host in hosts))
@@ -88,6 +95,7 @@ class EtcdClient:
         self.turn = turn % len(self.members)
         self._tls = tls
         self._timeout = timeout
+        self._authentication = authentication
         self._session: aiohttp.ClientSession | None = None
         self._gateways: dict[str, Any] = {}
 
@@ -133,14 +141,7 @@ class EtcdClient:
             SourceError: it cannot be reached, does not answer in time, or is no etcd.
         """
         limit = self._timeout if timeout is None else timeout
-        try:
-            try:
-                return await self._answer(path, body, limit)
-            except aiohttp.ServerDisconnectedError:
-                # A kept connection to a member that was restarted since: aiohttp does not repeat a POST by itself.
-                return await self._answer(path, body, limit)
-        except (aiohttp.ClientError, OSError) as error:
-            raise as_source_error(self._where, error, timeout=limit) from error
+        return await self._authorized(lambda token: self._answer(path, body, limit, token))
 
     @asynccontextmanager
     async def stream(
@@ -151,47 +152,97 @@ class EtcdClient:
         Raises:
             EtcdError, SourceError: as `call`.
         """
-        # Only being opened is limited: a quiet stream is a good one.
+        response, token = await self._authorized(lambda token: self._opened(path, body, headers or {}, token))
         try:
-            async with asyncio.timeout(self._timeout):
-                response = await self._request(path, body, aiohttp.ClientTimeout(total=None), headers)
-                if response.status != HTTPStatus.OK:
-                    async with response:
-                        raise self._error(response.status, await response.read())
-        except (aiohttp.ClientError, OSError) as error:
-            raise as_source_error(self._where, error, timeout=self._timeout) from error
-        try:
-            yield Stream(response, self._where)
+            yield Stream(response, self._where, forget_token=lambda: self._forget(token))
         finally:
             response.close()
 
-    async def _answer(self, path: str, body: Mapping[str, Any], timeout: float) -> dict[str, Any]:  # noqa: ASYNC109
-        async with self._request(path, body, aiohttp.ClientTimeout(total=timeout), None) as response:
-            content = await response.read()
-            if response.status != HTTPStatus.OK:
-                raise self._error(response.status, content)
+    async def _authorized(self, ask: Callable[[str], Awaitable[T]]) -> T:
+        """Do it with the token; once again with a new one if it is refused."""
+        if self._authentication is None:
+            return await ask("")
+        token = await self._authentication.token(self._authenticate, self.url)
+        try:
+            return await ask(token)
+        except EtcdError as error:
+            if not needs_token(error):
+                raise
+        token = await self._authentication.token(self._authenticate, self.url, refused=token)
+        try:
+            return await ask(token)
+        except EtcdError as error:
+            if not needs_token(error):
+                raise
+            # Not again and again: each new token costs the server much.
+            raise EtcdError(f"{error}, and it is new", error.code, retry_after=_PAUSE) from error
+
+    def _forget(self, token: str) -> None:
+        if self._authentication is not None:
+            self._authentication.forget(token)
+
+    async def _authenticate(self, body: Mapping[str, str]) -> Mapping[str, Any]:
+        return await self._answer("/auth/authenticate", body, self._timeout, "")
+
+    async def _answer(self, path: str, body: Mapping[str, Any], timeout: float, token: str) -> dict[str, Any]:  # noqa: ASYNC109
+        try:
+            try:
+                content = await self._content(path, body, timeout, token)
+            except aiohttp.ServerDisconnectedError:
+                # A kept connection to a member that was restarted since: aiohttp does not repeat a POST by itself.
+                content = await self._content(path, body, timeout, token)
+        except (aiohttp.ClientError, OSError) as error:
+            raise as_source_error(self._where, error, timeout=timeout) from error
         try:
             answer = json.loads(content)
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            raise SourceError(f"{self._where}: the answer is not etcd's: {quoted(content)}")
+            raise SourceError(f"{self._where}: the answer is not etcd's: {quoted(self._redacted(content))}")
         return answer
 
-    def _request(self, path: str, body: Mapping[str, Any], timeout: aiohttp.ClientTimeout, headers: Any) -> Any:
+    async def _content(self, path: str, body: Mapping[str, Any], timeout: float, token: str) -> bytes:  # noqa: ASYNC109
+        limit = aiohttp.ClientTimeout(total=timeout)
+        async with self._request(path, body, limit, {}, token) as response:
+            content: bytes = await response.read()
+            if response.status != HTTPStatus.OK:
+                raise self._error(response.status, content)
+            return content
+
+    async def _opened(
+        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str], token: str
+    ) -> tuple[aiohttp.ClientResponse, str]:
+        # Only being opened is limited: a quiet stream is a good one.
+        try:
+            async with asyncio.timeout(self._timeout):
+                response = await self._request(path, body, aiohttp.ClientTimeout(total=None), headers, token)
+                if response.status != HTTPStatus.OK:
+                    async with response:
+                        raise self._error(response.status, await response.read())
+                return response, token
+        except (aiohttp.ClientError, OSError) as error:
+            raise as_source_error(self._where, error, timeout=self._timeout) from error
+
+    def _request(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        timeout: aiohttp.ClientTimeout,
+        headers: Mapping[str, str],
+        token: str,
+    ) -> Any:
         if self._session is None:
             raise RuntimeError("use the client in `async with`")
         gateway = self._gateways.get(self.member)
         if gateway is None:
             protocol = "http" if self._tls is None else "https"
             gateway = self._gateways[self.member] = _gateway_class()(self.member, self._session, protocol)
-        data = json.dumps(body).encode()
         return gateway.call_rpc(
             path,
-            data=data,
+            data=json.dumps(body).encode(),
             raw=True,
             timeout=timeout,
-            headers=dict(headers or {}),
+            headers={**headers, "Authorization": token} if token else dict(headers),
             allow_redirects=False,
             server_hostname=None if self._tls is None else self._tls.server_name,
         )
@@ -200,7 +251,11 @@ class EtcdClient:
     def _where(self) -> str:
         return f"etcd at {self.url}"
 
+    def _redacted(self, content: bytes) -> bytes:
+        return content if self._authentication is None else self._authentication.redact(content)
+
     def _error(self, status: int, content: bytes) -> SourceError:
+        content = self._redacted(content)
         try:
             answer = json.loads(content)
         except ValueError:
@@ -214,9 +269,10 @@ class EtcdClient:
 class Stream:
     """A running stream of answers."""
 
-    def __init__(self, response: aiohttp.ClientResponse, where: str) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, where: str, *, forget_token: Callable[[], None]) -> None:
         self._response = response
         self._where = where
+        self._forget_token = forget_token
         self._frames = Frames()
 
     async def read(self, *, until: float) -> list[dict[str, Any]]:
@@ -241,6 +297,9 @@ class Stream:
         for answer in answers:
             if answer.get("error"):
                 raise etcd_error(self._where, answer)
+            if canceled_for_token(str(answer.get("result", {}).get("cancel_reason", ""))):
+                # Another member may answer at the same address, and still know it: the next call would not notice.
+                self._forget_token()
         if not chunk and not answers:
             raise SourceError(f"{self._where}: it ended the stream")
         return answers

@@ -9,12 +9,23 @@ from typing import Any
 
 from discovery.source import SourceError
 
-__all__ = ["EtcdError", "Frames", "b64", "etcd_error", "quoted", "unb64"]
+__all__ = [
+    "FAILED_PRECONDITION",
+    "INVALID_ARGUMENT",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "EtcdError",
+    "Frames",
+    "b64",
+    "etcd_error",
+    "quoted",
+    "unb64",
+]
 
 _LONGEST_QUOTE = 200  # characters of an answer that is not etcd's
 
 # gRPC status codes, https://grpc.io/docs/guides/status-codes/
-_INVALID_ARGUMENT, _PERMISSION_DENIED, _OUT_OF_RANGE, _UNAVAILABLE, _UNAUTHENTICATED = 3, 7, 11, 14, 16
+INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE, UNAUTHENTICATED = 3, 7, 9, 14, 16
 
 
 class EtcdError(SourceError):
@@ -24,8 +35,8 @@ class EtcdError(SourceError):
         code: the gRPC status code; None if there was none.
     """
 
-    def __init__(self, message: str, code: int | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, code: int | None = None, *, retry_after: float = 0.0) -> None:
+        super().__init__(message, retry_after=retry_after)
         self.code = code
 
 
@@ -70,12 +81,12 @@ def etcd_error(where: str, answer: Mapping[str, Any]) -> EtcdError:
     code = details.get("grpc_code", details.get("code"))
     code = code if isinstance(code, int) else None
     hints = {
-        _PERMISSION_DENIED: "the user may not do this",
-        _UNAUTHENTICATED: "the user's token is not or no longer valid",
-        _UNAVAILABLE: "the member is cut off from the others or they elect a leader",
+        PERMISSION_DENIED: "the user may not do this",
+        UNAUTHENTICATED: "the user's token is not or no longer valid",
+        UNAVAILABLE: "the member is cut off from the others or they elect a leader",
     }
     hint = hints.get(code or 0, "")
-    if code == _INVALID_ARGUMENT and "user name is empty" in str(message):
+    if code == INVALID_ARGUMENT and "user name is empty" in str(message):
         hint = "authentication is switched on and no user was given"
     said = str(message).removeprefix("etcdserver: ")[:_LONGEST_QUOTE]
     return EtcdError(f"{where}: {said} ({hint})" if hint else f"{where}: {said}", code)

@@ -12,12 +12,13 @@ from discovery.combined import Failover, Merge
 from discovery.consul import Consul
 from discovery.etcd import Etcd
 from discovery.source import Source, Static
+from discovery.tls import TLS
 
 __all__ = ["open_source", "service_name"]
 
 _Options = dict[str, Any]
 _Known = Mapping[str, Callable[[str, str], Any]]  # options: name, then how to read (name, text)
-_Opener = Callable[[str, str, str, _Options], Source]  # scheme, hosts, path, options
+_Opener = Callable[[str, str, _Options], Source]  # hosts, path, options
 
 _LONGEST_LABEL = 63
 
@@ -26,14 +27,17 @@ def open_source(url: str) -> Source:
     """The source that a URL names.
 
     - `static://h1:p1,h2:p2`
-    - `etcd://h1:2379,h2:2379/prefix/`, options `records`, `schemes` (`a,b`), `probe_interval`, `timeout`
+    - `etcd://h1:2379,h2:2379/prefix/`, options `records`, `schemes` (`a,b`), `probe_interval`, `timeout`; with a
+      user `etcd://user:password@h1:2379,h2:2379/prefix/`
     - `consul://host:8500/service`, options `tag` (may be repeated), `dc`, `records`, `schemes`, `passing`,
       `token`, `wait`, `probe_interval`, `timeout`
 
     Several URLs are one source: `a + b` is all endpoints of both (`Merge`), `a | b` those of `b` when `a` is
     not good (`Failover`), with spaces around the sign.
 
-    `etcds` and `consuls` are the same over TLS. The slash that ends the hosts is not part of an etcd prefix:
+    `etcds` and `consuls` are the same over TLS, with the options `ca`, `cert`, `key` (paths of PEM files) and
+    `server_name`, as in `TLS`. What has a meaning in URLs is percent-encoded in a user, a password and a prefix:
+    `%40` is `@`, `%2F` is `/`, `%3A` is `:`. The slash that ends the hosts is not part of an etcd prefix:
     `etcd://host/users/` reads `users/`, `etcd://host//users/` reads `/users/`.
 
     Raises:
@@ -52,15 +56,18 @@ def open_source(url: str) -> Source:
         raise ValueError(f"unknown scheme {scheme!r}; known ones are {', '.join(_SCHEMES)}")
     rest, _, query = rest.partition("?")
     hosts, _, path = rest.partition("/")
-    if "@" in hosts:
-        raise ValueError(f"{scheme}: user and password in a URL are not supported yet")
     open_, options, example = _SCHEMES[scheme.lower()]
     try:
-        return open_(scheme.lower(), hosts, unquote(path, errors="strict"), _options(query, options))
+        found = _options(query, options)
+        hosts = _take_user(scheme.lower(), hosts, path, found)
+        if scheme.lower() in _WITH_TLS:
+            _take_tls(scheme.lower(), found)
+        return open_(hosts, unquote(path, errors="strict"), found)
     except ValueError as error:
-        if "@" in path:
+        if "@" in path or "@" in query:
             # Perhaps a password with a slash in it, and the hosts are its beginning: nothing is quoted.
-            raise ValueError(f"{scheme}: the URL cannot be read; it looks like {example}") from None
+            hint = "write / and ? in a password as %2F and %3F, @ elsewhere as %40"
+            raise ValueError(f"{scheme}: the URL cannot be read ({hint}); it looks like {example}") from None
         raise ValueError(f"{scheme}: {error}; it looks like {example}") from error
 
 
@@ -100,6 +107,38 @@ def _options(query: str, known: _Known) -> _Options:
     return found
 
 
+def _take_user(scheme: str, hosts: str, path: str, options: _Options) -> str:
+    """Move `user:password@` from the front of the hosts into the options."""
+    if scheme in _WITH_USER and "@" in path:
+        # A password with a slash, and its first half might even pass for a port, and be shown.
+        raise ValueError("there is an @ behind the hosts")
+    credentials, at, hosts = hosts.rpartition("@")
+    if at and scheme not in _WITH_USER:
+        raise ValueError("user and password have no meaning here")
+    if at:
+        user, colon, password = credentials.partition(":")
+        try:
+            options["user"], options["password"] = (unquote(each, errors="strict") for each in (user, password))
+        except UnicodeDecodeError:
+            raise ValueError("user or password is not UTF-8") from None
+        if not (user and colon and password):
+            raise ValueError("before the @ there must be user:password")
+    return hosts
+
+
+def _take_tls(scheme: str, options: _Options) -> None:
+    """Turn the options with the names of its fields into one `TLS`."""
+    fields = {name: options.pop(name) for name in _OF_TLS if name in options}
+    if not scheme.endswith("s"):
+        if fields:
+            raise ValueError(f"option {next(iter(fields))} is for TLS only: {scheme}s://")
+        return
+    for name, value in fields.items():
+        if not value:
+            raise ValueError(f"option {name} is empty")
+    options["tls"] = TLS(**fields)
+
+
 def _text(_: str, value: str) -> str:
     return value
 
@@ -118,25 +157,32 @@ def _boolean(name: str, value: str) -> bool:
     return known[value.lower()]
 
 
-def _open_static(_: str, hosts: str, path: str, __: _Options) -> Source:
+def _open_static(hosts: str, path: str, _: _Options) -> Source:
     if path:
         raise ValueError("there is nothing to name after the hosts")
     return Static(host for host in hosts.split(",") if host)
 
 
-def _open_etcd(scheme: str, hosts: str, path: str, options: _Options) -> Source:
+def _open_etcd(hosts: str, path: str, options: _Options) -> Source:
     if not hosts or not path:
         raise ValueError("the prefix is missing" if hosts else "the host is missing")
-    return Etcd(path, hosts=hosts.split(","), tls=scheme == "etcds", **options)
+    return Etcd(path, hosts=hosts.split(","), **options)
 
 
-def _open_consul(scheme: str, host: str, path: str, options: _Options) -> Source:
+def _open_consul(host: str, path: str, options: _Options) -> Source:
     if not host or not path:
         raise ValueError("the service is missing" if host else "the host is missing")
-    return Consul(path.removesuffix("/"), address=host, tls=scheme == "consuls", **options)
+    return Consul(path.removesuffix("/"), address=host, **options)
 
 
-_OF_ETCD: _Known = {"records": _text, "probe_interval": _seconds, "timeout": _seconds, "schemes": _text}
+_OF_TLS: _Known = {"ca": _text, "cert": _text, "key": _text, "server_name": _text}
+_OF_ETCD: _Known = {
+    "records": _text,
+    "schemes": _text,
+    "probe_interval": _seconds,
+    "timeout": _seconds,
+    **_OF_TLS,
+}
 _OF_CONSUL: _Known = {
     "tag": _text,
     "dc": _text,
@@ -147,7 +193,10 @@ _OF_CONSUL: _Known = {
     "wait": _seconds,
     "probe_interval": _seconds,
     "timeout": _seconds,
+    **_OF_TLS,
 }
+_WITH_USER = ("etcd", "etcds")
+_WITH_TLS = ("etcd", "etcds", "consul", "consuls")
 _SCHEMES: Mapping[str, tuple[_Opener, _Known, str]] = MappingProxyType(
     {
         "static": (_open_static, {}, "static://10.0.0.1:8080,10.0.0.2:8080"),

@@ -6,7 +6,7 @@ They are there to be killed, paused and restarted by tests and by `lbclient demo
 from lbclient.sandbox.backends import Backend, PortStats, backends
 from lbclient.sandbox.errors import NotKillable, SandboxError, ServerUnavailable
 from lbclient.sandbox.process import Process, free_port
-from lbclient.sandbox.registries import ConsulServer, EtcdCluster, EtcdServer, start_consul, start_etcd
+from lbclient.sandbox.registries import ConsulServer, EtcdCluster, EtcdServer, ServerTLS, start_consul, start_etcd
 
 __all__ = [
     "Backend",
@@ -17,6 +17,7 @@ __all__ = [
     "PortStats",
     "Process",
     "SandboxError",
+    "ServerTLS",
     "ServerUnavailable",
     "backends",
     "free_port",

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -43,11 +44,16 @@ class Launcher:
     path: Path | None = None
     image: str | None = None
 
-    def server(self, network: str | None = None) -> LocalServer | Container:
-        """Return a server that is ready to be started; `network` is for containers that must see each other."""
+    def server(self, network: str | None = None, files: Sequence[Path] = ()) -> LocalServer | Container:
+        """Return a server that is ready to be started.
+
+        Args:
+            network: For containers that must see each other.
+            files: What the program has to read, under the same paths as here.
+        """
         if self.path is not None:
             return LocalServer(self.path)
-        return Container(str(self.image), _IN_IMAGE[self.program], network)
+        return Container(str(self.image), _IN_IMAGE[self.program], network, files)
 
     def at_least(self, *numbers: int) -> bool:
         """Return whether the version is this one or a later one."""

@@ -6,6 +6,7 @@ import os
 import secrets
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 from lbclient.sandbox.errors import SandboxError
 from lbclient.sandbox.ports import LOOPBACK
@@ -29,13 +30,14 @@ class Container:
     listen_host = "0.0.0.0"  # noqa: S104 - inside of the container; published on loopback only
     data = "/lbclient-data"
 
-    def __init__(self, image: str, program: str, network: str | None = None) -> None:
+    def __init__(self, image: str, program: str, network: str | None = None, files: Sequence[Path] = ()) -> None:
         self.name = f"lbclient-{os.getpid()}-{secrets.token_hex(4)}"
         # Docker resolves names of containers in a network of one's own only.
         self.peer_host = self.name if network else LOOPBACK
         self._image = image
         self._program = program
         self._network = network
+        self._files = files
         self._argv: list[str] = []
 
     @property
@@ -49,8 +51,11 @@ class Container:
         """Run the program with these arguments; `ports` are published under the same numbers."""
         published = [part for port in ports for part in ("--publish", f"{LOOPBACK}:{port}:{port}")]
         network = ["--network", self._network] if self._network else []
+        # The folders, not the files: one that is replaced would stay the old one inside.
+        folders = dict.fromkeys(file.absolute().parent for file in self._files)
+        mounted = [part for folder in folders for part in ("--volume", f"{folder}:{folder}:ro")]
         self._argv = [
-            *("run", "--detach", "--name", self.name, "--label", LABEL, *network, *published),
+            *("run", "--detach", "--name", self.name, "--label", LABEL, *network, *published, *mounted),
             # Consul's image has an entry script that edits the arguments.
             *("--entrypoint", self._program, self._image, *arguments),
         ]

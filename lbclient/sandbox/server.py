@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import ssl
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self
@@ -144,8 +145,22 @@ class Server(ABC):
         await self.stop()
 
 
-async def ask(method: str, url: str, body: Any = None) -> Any:
+async def ask(
+    method: str,
+    url: str,
+    body: Any = None,
+    *,
+    context: ssl.SSLContext | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Any:
     """Ask a server over HTTP and return its answer's JSON (None for an empty one).
+
+    Args:
+        method: HTTP method.
+        url: Where.
+        body: What to send as JSON.
+        context: How to speak TLS, if the URL says so.
+        headers: Tokens and the like.
 
     Raises:
         SandboxError: It answered that the request is wrong; the message has its reason.
@@ -155,7 +170,9 @@ async def ask(method: str, url: str, body: Any = None) -> Any:
     # A session for each question: the next one may come from another event loop.
     async with (
         aiohttp.ClientSession(timeout=_REQUEST_TIMEOUT) as session,
-        session.request(method, url, json=body) as response,
+        session.request(
+            method, url, json=body, headers=headers, ssl=True if context is None else context
+        ) as response,
     ):
         text = await response.text()
         if response.ok:
@@ -167,7 +184,16 @@ async def ask(method: str, url: str, body: Any = None) -> Any:
         raise SandboxError(message)
 
 
-async def ask_first(addresses: Sequence[str], method: str, path: str, body: Any = None) -> Any:
+async def ask_first(
+    addresses: Sequence[str],
+    method: str,
+    path: str,
+    body: Any = None,
+    *,
+    scheme: str = "http",
+    context: ssl.SSLContext | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Any:
     """Ask the first of several servers that does answer, again and again while they elect a leader.
 
     Raises:
@@ -178,7 +204,8 @@ async def ask_first(addresses: Sequence[str], method: str, path: str, body: Any 
         failures: list[Exception] = []
         for address in addresses:
             try:
-                return await ask(method, f"http://{address}{path}", body)
+                url = f"{scheme}://{address}{path}"
+                return await ask(method, url, body, context=context, headers=headers)
             except (aiohttp.ClientError, TimeoutError) as error:
                 failures.append(error)
         hopeless = all(isinstance(failure, aiohttp.ClientConnectorError) for failure in failures)

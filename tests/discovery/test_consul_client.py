@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("nothing_leaks")
 
 Instance = dict[str, Any]
 
-TOKEN = "s3cret"  # noqa: S105 - made up
+TOKEN = "s3cret"
 
 
 def instance(number: int, *, status: str | None = None, **service: Any) -> Instance:

@@ -53,6 +53,7 @@ async def test_a_list_of_several_pages_is_of_one_revision(
     etcd: EtcdCluster, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("discovery.etcd._PAGE", 2)
+    monkeypatch.setattr("discovery.etcd._LARGEST_PAGE", 2)
     for number in range(1, 6):
         await etcd.put(f"{unique}/{number}", f"10.0.0.{number}:80")
     real, calls = EtcdClient.call, []

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from registry_rig import Fake, http
 
 from discovery import Etcd, SourceError
-from discovery.etcd import _Probe, _View
 from discovery.etcd_client import EtcdClient
+from discovery.etcd_view import Probe, View
 from discovery.etcd_wire import EtcdError, Frames, b64, etcd_error
 from discovery.formats import reader
 from discovery.records import Records
@@ -218,8 +218,8 @@ async def test_after_a_failed_stream_it_is_the_next_members_turn() -> None:
                 await anext(sets)
 
 
-def view(*keys: int, revision: int = 10) -> _View:
-    made = _View("http://h:1", Records(reader()), "7", revision)
+def view(*keys: int, revision: int = 10) -> View:
+    made = View("http://h:1", Records(reader()), "7", revision)
     for number in keys:
         made.keys[b"a/%d" % number] = number
     return made
@@ -227,11 +227,11 @@ def view(*keys: int, revision: int = 10) -> _View:
 
 def event(revision: int, key: int, kind: str = "PUT") -> dict[str, Any]:
     pair = {"key": b64(b"a/%d" % key), "mod_revision": str(revision), "value": b64(b"10.0.0.1:80")}
-    return {"result": {"events": [{"type": kind, "kv": pair} if kind != "PUT" else {"kv": pair}]}}
+    return {"type": kind, "kv": pair} if kind != "PUT" else {"kv": pair}
 
 
-def probe(count: int, newest: int, revision: int = 20, cluster: str = "7") -> _Probe:
-    return _Probe(cluster=cluster, revision=revision, count=count, newest=newest)
+def probe(count: int, newest: int, revision: int = 20, cluster: str = "7") -> Probe:
+    return Probe(cluster=cluster, revision=revision, count=count, newest=newest)
 
 
 def test_a_probe_that_fits() -> None:
@@ -247,23 +247,23 @@ def test_another_cluster_or_an_older_revision_is_an_error_at_once() -> None:
 
 
 @pytest.fixture(params=[probe(3, 2), probe(1, 2), probe(2, 15)], ids=["a key more", "a key less", "a newer value"])
-def doubted(request: pytest.FixtureRequest) -> _View:
+def doubted(request: pytest.FixtureRequest) -> View:
     made = view(1, 2)
     assert not made.agrees(request.param)
     return made
 
 
-def test_a_doubt_that_stays_without_any_event_is_a_loss(doubted: _View) -> None:
+def test_a_doubt_that_stays_without_any_event_is_a_loss(doubted: View) -> None:
     with pytest.raises(SourceError, match="were lost"):
         doubted.agrees(probe(3, 15))
 
 
-def test_a_doubt_is_over_when_the_probe_fits(doubted: _View) -> None:
+def test_a_doubt_is_over_when_the_probe_fits(doubted: View) -> None:
     assert doubted.agrees(probe(2, 2))
     assert not doubted.agrees(probe(3, 2))
 
 
-def test_an_event_in_between_gives_a_doubt_more_time(doubted: _View) -> None:
+def test_an_event_in_between_gives_a_doubt_more_time(doubted: View) -> None:
     doubted.apply(event(15, 3))
     assert not doubted.agrees(probe(9, 16))
     doubted.apply(event(16, 3))
@@ -272,7 +272,7 @@ def test_an_event_in_between_gives_a_doubt_more_time(doubted: _View) -> None:
         doubted.agrees(probe(9, 17))
 
 
-def test_under_load_a_doubt_is_decided_by_the_first_event_beyond_the_probe(doubted: _View) -> None:
+def test_under_load_a_doubt_is_decided_by_the_first_event_beyond_the_probe(doubted: View) -> None:
     """Events never pause, and each is later than the probe: what was missing then will not come any more."""
     with pytest.raises(SourceError, match="were lost"):
         doubted.apply(event(21, 3))

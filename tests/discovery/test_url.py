@@ -5,13 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discovery import Consul, Endpoint, Etcd, Source, Static, open_source, service_name
+from discovery import TLS, Consul, Endpoint, Etcd, Source, Static, open_source, service_name
 
 
 @pytest.mark.parametrize(
@@ -21,6 +23,9 @@ from discovery import Consul, Endpoint, Etcd, Source, Static, open_source, servi
         ("etcd://10.0.0.1:1,b,[::1],10.0.0.1:1//users/", "etcd://10.0.0.1:1,b:2379,[::1]:2379//users/"),
         ("ETCD://HOST/a%3Fb/", "etcd://host:2379/a%3Fb/"),
         ("etcds://host/users/?records=address&timeout=1&probe_interval=0.5", "etcds://host:2379/users/"),
+        ("etcds://host/users/?server_name=etcd.example", "etcds://host:2379/users/"),
+        ("etcd://user:pass@10.0.0.1,b:1/users/", "etcd://10.0.0.1:2379,b:1/users/"),
+        ("etcds://us%40er:p%2F%3A%3F:@b@host/a%40b/", "etcds://host:2379/a%40b/"),
         ("consul://10.0.0.1/web", "consul://10.0.0.1:8500/web"),
         ("consul://[::1]:1/web/?tag=a&dc=b&tag=c", "consul://[::1]:1/web?tag=a&tag=c&dc=b"),
         ("consul://h/web?passing=1&wait=10&probe_interval=1&timeout=1", "consul://h:8500/web"),
@@ -55,6 +60,18 @@ def test_urls(url: str, shown: str) -> None:
         ("etcd://host/users/?timeout=nan", ["timeout", "nan"]),
         ("etcd://host/users/?timeout=1&timeout=2", ["timeout is given twice"]),
         ("etcd://host/%ff/", ["utf-8"]),
+        ("etcd://user@host/users/", ["before the @", "user:password"]),
+        ("etcd://:s3cret@host/users/", ["before the @", "user:password"]),
+        ("etcd://user:@host/users/", ["before the @", "user:password"]),
+        ("etcd://%ff:s3cret@host/users/", ["UTF-8"]),
+        ("etcd://host/us@ers/", ["%40"]),
+        ("etcd://host/users/?ca=/a.pem", ["option ca", "etcds://"]),
+        ("consul://host/users?server_name=a", ["option server_name", "consuls://"]),
+        ("etcds://host/users/?ca=", ["option ca is empty"]),
+        ("etcds://host/users/?ca=/nowhere/ca.pem", ["'/nowhere/ca.pem'"]),
+        ("etcds://host/users/?key=/nowhere/key.pem", ["'/nowhere/key.pem'", "needs a cert"]),
+        ("etcds://host/users/?ca=/a&ca=/b", ["ca is given twice"]),
+        ("static://10.0.0.1:80?ca=/a.pem", ["unknown option 'ca'"]),
         ("consul://host:8500", ["service is missing", "consul://127.0.0.1:8500/users"]),
         ("consul:///web", ["host is missing"]),
         ("consul://h1,h2/web", ["'h1,h2'"]),
@@ -80,8 +97,18 @@ def test_mistakes_are_explained(url: str, words: list[str]) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "etcd://user:s3cret@host/users/",
+        "etcd://user:s3cret@host:x/users/",
+        "etcd://user:s3cret@host/",
+        "etcd://user:s3cret@host/users/?timeout=x",
+        "etcd://:s3cret@host/users/",
+        "etcd://%ff:s3cret@host/users/",
+        "etcds://user:s3cret@host/users/?ca=/nowhere",
+        "etcd://user:s3cret@host/users/?ca=/nowhere",
+        "etcd://s3cret@host/users/",
         "etcd://user:s3cret/x@host:1/users/",
+        "etcd://user:1/s3cret@host:1/users/",
+        "etcd://user:1?s3cret@host:1/users/",
+        "etcd://user:s3cret/1?timeout=s3cret@host:1/users/",
         "etcd://user:s3cret?x@host/users/",
         "etcd://user:x?s3cret@host/users/",
         "consul://user:s3cret@host/web",
@@ -106,7 +133,7 @@ def test_credentials_in_arguments_are_refused_without_being_repeated() -> None:
         lambda: Etcd("a", hosts=["user:s3cret@host"]),
         lambda: Consul("a", address="user:s3cret@host"),
     ):
-        with pytest.raises(ValueError, match="not supported yet") as caught:
+        with pytest.raises(ValueError, match="do not belong into an address") as caught:
             construct()
         assert "s3cret" not in str(caught.value)
 
@@ -119,6 +146,10 @@ def test_credentials_in_arguments_are_refused_without_being_repeated() -> None:
         (lambda: Etcd("a", hosts=["http://h:1"]), "without a scheme"),
         (lambda: Etcd("a", probe_interval=float("inf")), "probe_interval"),
         (lambda: Etcd("a", records="x"), "auto, address, etcd"),
+        (lambda: Etcd("a", user="user"), "both user and password"),
+        (lambda: Etcd("a", password="s3cret"), "both user and password"),
+        (lambda: Etcd("a", user="", password="s3cret"), "needs a name"),
+        (lambda: Etcd("a", user="user", password=""), "'user' needs a password"),
         (lambda: Consul(""), "name of a service"),
         (lambda: Consul("a", wait=-1), "wait"),
         (lambda: Consul("a", tag=["b", ""]), "empty"),
@@ -157,6 +188,41 @@ def test_service_names(url: str, name: str) -> None:
 def test_every_service_name_is_a_host_name(text: str) -> None:
     name = service_name(f"etcd://host/{text}")
     assert Endpoint(host=name, port=1).host == name
+
+
+def test_users_and_passwords_are_decoded() -> None:
+    source = open_source("etcd://us%40er:p%2F%3A%3F:%C3%A9%25@host/users/")
+    assert isinstance(source, Etcd)
+    authentication = source.client()._authentication
+    assert authentication is not None
+    assert (authentication.user, authentication._password) == ("us@er", "p/:?:é%")
+    for shown in (repr(source), repr(authentication), str(vars(source)), repr(source.client())):
+        assert "p/:?:é%" not in shown
+
+
+@pytest.mark.parametrize("scheme", ["etcds", "consuls"])
+def test_tls_options(scheme: str, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    issued = authority.issue_cert("client")
+    issued.private_key_pem.write_to_path(tmp_path / "client.key")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "client.pem")
+    options = {"ca": "ca.pem", "cert": "client.pem", "key": "client.key"}
+    query = "&".join(f"{name}={tmp_path / file}" for name, file in options.items())
+    source = open_source(f"{scheme}://h/users?{query}&server_name=etcd.example")
+    expected = {name: str(tmp_path / file) for name, file in options.items()}
+    assert isinstance(source, Etcd | Consul)
+    assert source._tls == TLS(**expected, server_name="etcd.example")
+    for scheme_of_text in (scheme, scheme.upper()):
+        assert open_source(f"{scheme_of_text}://h/users")._tls == TLS()  # type: ignore[attr-defined]
+        assert open_source(f"{scheme_of_text[:-1]}://h/users")._tls is None  # type: ignore[attr-defined]
+
+
+def test_a_type_that_makes_no_sense_is_refused() -> None:
+    for options in ({"user": 1, "password": "s3cret"}, {"user": "user", "password": b"s3cret"}):
+        with pytest.raises(TypeError, match="must be a string") as caught:
+            Etcd("a", **options)  # type: ignore[arg-type]
+        assert "s3cret" not in str(caught.value)
 
 
 def test_static_is_what_it_says() -> None:

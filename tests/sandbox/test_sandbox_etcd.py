@@ -1,11 +1,14 @@
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 import pytest
 import pytest_asyncio
+from registry_certificates import Certificates
 
 from lbclient.sandbox import EtcdCluster, EtcdServer, NotKillable, SandboxError, start_etcd
+from lbclient.sandbox.binaries import Launcher
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +124,42 @@ async def test_one_member_without_a_cluster_around_it() -> None:
     assert not server.running
     with pytest.raises(SandboxError):
         await server.get_prefix("/")
+
+
+async def test_with_tls_and_users(tmp_path: Path) -> None:
+    tls = Certificates(tmp_path).server(of_clients=True)
+    async with await start_etcd(
+        "3.5", own=True, tls=tls, flags={"auth-token-ttl": "1", "bcrypt-cost": "4"}
+    ) as etcd:
+        await etcd.put("/a", "1")
+        await etcd.enable_auth()
+        await etcd.add_user("user", "password")
+        await etcd.permit("user", "/a", write=True)
+        await etcd.put("/b", "2")
+        (server,) = etcd.members
+        for _ in range(2):
+            assert await server.get_prefix("/") == {"/a": "1", "/b": "2"}
+            await etcd.restart()
+        async with aiohttp.ClientSession() as session:
+            with pytest.raises(aiohttp.ClientError):
+                await session.get(f"https://{etcd.address}/health")
+        await etcd.change_password("user", "other")
+        await etcd.forbid("user", "/a")
+        await etcd.remove_user("user")
+        await etcd.disable_auth()
+        await etcd.put("/a", "2")
+        await etcd.enable_auth("again")
+        await etcd.wipe()
+        assert await etcd.get_prefix("/") == {}
+
+
+async def test_a_container_can_read_the_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(
+        "lbclient.sandbox.containers._docker", lambda *arguments, **_: seen.extend(arguments) or ""
+    )
+    launcher = Launcher("etcd", "3.5.21", "Docker", image="etcd")
+    await launcher.server(None, [tmp_path / "a.pem", tmp_path / "b.pem"]).start(["--name=m0"], [1])
+    mount = f"{tmp_path}:{tmp_path}:ro"
+    assert (seen.count(mount), seen[seen.index(mount) - 1]) == (1, "--volume")
+    assert seen.index(mount) < seen.index("etcd") < seen.index("--name=m0")
