@@ -6,6 +6,7 @@ import os
 import secrets
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 from lbclient.sandbox.errors import SandboxError
 from lbclient.sandbox.ports import LOOPBACK
@@ -37,6 +38,7 @@ class Container:
         self._program = program
         self._network = network
         self._argv: list[str] = []
+        self._shown: list[str] = []
 
     @property
     def running(self) -> bool:
@@ -45,12 +47,16 @@ class Container:
             return _docker("inspect", "--format", "{{.State.Running}}", self.name) == "true"
         return False
 
+    def show(self, folder: Path) -> None:
+        """Let the program see a folder under its own name, read-only, from the next `start` on."""
+        self._shown += ["--volume", f"{folder}:{folder}:ro"]
+
     async def start(self, arguments: Sequence[str], ports: Sequence[int]) -> None:
         """Run the program with these arguments; `ports` are published under the same numbers."""
         published = [part for port in ports for part in ("--publish", f"{LOOPBACK}:{port}:{port}")]
         network = ["--network", self._network] if self._network else []
         self._argv = [
-            *("run", "--detach", "--name", self.name, "--label", LABEL, *network, *published),
+            *("run", "--detach", "--name", self.name, "--label", LABEL, *network, *published, *self._shown),
             # Consul's image has an entry script that edits the arguments.
             *("--entrypoint", self._program, self._image, *arguments),
         ]

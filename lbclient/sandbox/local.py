@@ -36,6 +36,9 @@ class LocalServer:
         """Whether the process is there."""
         return self._process.running
 
+    def show(self, folder: Path) -> None:
+        """Let the program see a folder under its own name: it does anyway."""
+
     async def start(self, arguments: Sequence[str], ports: Sequence[int]) -> None:  # noqa: ARG002 - for containers
         """Run the program with these arguments."""
         self._arguments = list(arguments)

@@ -3,10 +3,10 @@
 import os
 
 from lbclient.sandbox.binaries import ENVIRONMENT, matches
-from lbclient.sandbox.consul import ConsulServer
+from lbclient.sandbox.consul import ConsulServer, Https
 from lbclient.sandbox.etcd import EtcdCluster, EtcdServer
 
-__all__ = ["ConsulServer", "EtcdCluster", "EtcdServer", "start_consul", "start_etcd"]
+__all__ = ["ConsulServer", "EtcdCluster", "EtcdServer", "Https", "start_consul", "start_etcd"]
 
 
 async def start_etcd(version: str | None = None, *, own: bool = False, members: int = 1) -> EtcdCluster:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +20,7 @@ _POLL = 0.02
 # A request that reached a leader at its end is never answered; another member may have a new one soon.
 _REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=1.5)
 _PATIENCE = 15.0
+_BINARY = ("application/x-gzip", "application/octet-stream")
 
 
 class Server(ABC):
@@ -120,8 +121,8 @@ class Server(ABC):
         await self.stop()
 
 
-async def ask(method: str, url: str, body: Any = None) -> Any:
-    """Ask a server over HTTP and return its answer's JSON (None for an empty one).
+async def ask(method: str, url: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
+    """Ask a server over HTTP and return its answer's JSON (None for an empty one); bytes stay bytes.
 
     Raises:
         SandboxError: It answered that the request is wrong; the message has its reason.
@@ -131,8 +132,10 @@ async def ask(method: str, url: str, body: Any = None) -> Any:
     # A session for each question: the next one may come from another event loop.
     async with (
         aiohttp.ClientSession(timeout=_REQUEST_TIMEOUT) as session,
-        session.request(method, url, json=body) as response,
+        session.request(method, url, headers=headers, **_content(body)) as response,
     ):
+        if response.ok and response.content_type in _BINARY:
+            return await response.read()
         text = await response.text()
         if response.ok:
             return json.loads(text) if text else None
@@ -143,7 +146,13 @@ async def ask(method: str, url: str, body: Any = None) -> Any:
         raise SandboxError(message)
 
 
-async def ask_first(addresses: Sequence[str], method: str, path: str, body: Any = None) -> Any:
+def _content(body: Any) -> dict[str, Any]:
+    return {"data": body} if isinstance(body, bytes) else {"json": body}
+
+
+async def ask_first(
+    addresses: Sequence[str], method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+) -> Any:
     """Ask the first of several servers that does answer, again and again while they elect a leader.
 
     Raises:
@@ -154,7 +163,7 @@ async def ask_first(addresses: Sequence[str], method: str, path: str, body: Any 
         failures: list[Exception] = []
         for address in addresses:
             try:
-                return await ask(method, f"http://{address}{path}", body)
+                return await ask(method, f"http://{address}{path}", body, headers)
             except (aiohttp.ClientError, TimeoutError) as error:
                 failures.append(error)
         hopeless = all(isinstance(failure, aiohttp.ClientConnectorError) for failure in failures)
