@@ -34,8 +34,12 @@ def positive(name: str, seconds: float) -> float:
     return float(seconds)
 
 
-def new_session(tls: TLS | None) -> aiohttp.ClientSession:
+def new_session(tls: TLS | None, *, limit: int = 100) -> aiohttp.ClientSession:
     """A session that keeps connections; no cookies, no proxies, no timeouts: each call brings its own.
+
+    Args:
+        tls: how to speak TLS; None is plain HTTP.
+        limit: so many connections at most; who needs one more waits.
 
     Raises:
         SourceError: a file with certificates cannot be used now.
@@ -45,7 +49,7 @@ def new_session(tls: TLS | None) -> aiohttp.ClientSession:
     except ValueError as error:
         raise SourceError(str(error)) from error
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(ssl=True if context is None else context),
+        connector=aiohttp.TCPConnector(ssl=True if context is None else context, limit=limit),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None),
     )

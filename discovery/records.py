@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
@@ -20,6 +20,7 @@ V = TypeVar("V")
 Reader = Callable[[str, V], Iterable[Endpoint]]
 
 _LONGEST_REASON = 300  # characters; a reason may quote a value, and a value may be megabytes
+_STEP = 100  # records that are parsed in about 2 ms
 
 
 class Records(Generic[V]):
@@ -79,10 +80,19 @@ class Records(Generic[V]):
 
     def replace(self, records: Mapping[str, V]) -> None:
         """Make this the complete set of records; only the values that changed are parsed."""
-        for key in self._values.keys() - records.keys():
+        for _ in self.replacing(records):
+            pass
+
+    def replacing(self, records: Mapping[str, V]) -> Iterator[None]:
+        """The same in steps of at most 100 records each, between which the caller may do something else."""
+        for number, key in enumerate(self._values.keys() - records.keys(), 1):
             self.delete(key)
-        for key, value in records.items():
+            if not number % _STEP:
+                yield
+        for number, (key, value) in enumerate(records.items(), 1):
             self.put(key, value)
+            if not number % _STEP:
+                yield
 
     def copy(self) -> Records[V]:
         """An independent copy with the same memory of what was good and what was logged."""

@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, unquote
 from discovery.consul import Consul
 from discovery.etcd import Etcd
 from discovery.source import Source, Static
+from discovery.tls import TLS
 
 __all__ = ["open_source", "service_name"]
 
@@ -26,8 +27,9 @@ def open_source(url: str) -> Source:
 
     - `static://h1:p1,h2:p2`
     - `etcd://h1:2379,h2:2379/prefix/`, options `records`, `probe_interval`, `timeout`
-    - `consul://host:8500/service`, options `tag` (may be repeated), `dc`, `passing`, `token`, `wait`,
-      `probe_interval`, `timeout`
+    - `consul://host:8500/service`, options `tag` (may be repeated), `dc`, `ns`, `filter`, `near`, `passing`,
+      `token`, `token_file`, `wait`, `probe_interval`, `timeout`; with `consuls` also `ca`, `cert`, `key`,
+      `server_name`. Without a host, `consul:///service`, it is the agent that the environment names.
 
     `etcds` and `consuls` are the same over TLS. The slash that ends the hosts is not part of an etcd prefix:
     `etcd://host/users/` reads `users/`, `etcd://host//users/` reads `/users/`.
@@ -123,17 +125,35 @@ def _open_etcd(scheme: str, hosts: str, path: str, options: _Options) -> Source:
 
 
 def _open_consul(scheme: str, host: str, path: str, options: _Options) -> Source:
-    if not host or not path:
-        raise ValueError("the service is missing" if host else "the host is missing")
-    return Consul(path.removesuffix("/"), address=host, tls=scheme == "consuls", **options)
+    if not path:
+        raise ValueError("the service is missing")
+    tls = _tls_options(options, secure=scheme == "consuls")
+    # Plain HTTP is what the URL says if it names a host; else the environment may say otherwise.
+    return Consul(path.removesuffix("/"), address=host or None, tls=tls or (False if host else None), **options)
+
+
+def _tls_options(options: _Options, *, secure: bool) -> bool | TLS:
+    """Take the options of TLS out of all options."""
+    found = {name: options.pop(name) for name in ("ca", "cert", "key", "server_name") if name in options}
+    if found and not secure:
+        raise ValueError(f"{', '.join(found)}: only with TLS")
+    return TLS(**found) if found else secure
 
 
 _OF_ETCD: _Known = {"records": _text, "probe_interval": _seconds, "timeout": _seconds}
 _OF_CONSUL: _Known = {
     "tag": _text,
     "dc": _text,
+    "ns": _text,
+    "filter": _text,
+    "near": _text,
     "passing": _boolean,
     "token": _text,
+    "token_file": _text,
+    "ca": _text,
+    "cert": _text,
+    "key": _text,
+    "server_name": _text,
     "wait": _seconds,
     "probe_interval": _seconds,
     "timeout": _seconds,

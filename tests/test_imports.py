@@ -32,9 +32,15 @@ MODULES = {
     "discovery.etcd_wire": "source",
     "discovery.etcd_client": "connection etcd_wire source tls",
     "discovery.etcd": "connection endpoint etcd_client etcd_wire records source tls",
-    "discovery.consul_client": "connection source tls",
-    "discovery.consul": "connection consul_client endpoint records source tls",
-    "discovery.url": "consul etcd source",
+    "discovery.consul_environment": "connection source tls",
+    "discovery.consul_agent": "connection source tls",
+    "discovery.consul_client": "connection consul_agent source tls",
+    "discovery.consul_json": "",
+    "discovery.consul_follow": "consul_client source",
+    "discovery.consul": (
+        "connection consul_client consul_environment consul_follow consul_json endpoint records source tls"
+    ),
+    "discovery.url": "consul etcd source tls",
     "lbclient.errors": "",
     "lbclient.outcome": "errors",
     "lbclient.node": "errors outcome discovery",
