@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 # An agent takes 200 connections of one client address (`http_max_conns_per_client`); other programs may be there.
 _LONGEST_QUEUE = 150
 _CONNECTIONS = 180
+_WAIT_AGAIN_AFTER = 60.0  # seconds after the last refusal
+_BETWEEN_CUTS = 1.0  # seconds: refusals that come together are one
 
 _Stamp = tuple[object, ...]
 
@@ -34,9 +37,12 @@ class Lease:
 
 
 class Agent:
-    """What the clients of one agent share; it lives as long as one of them uses it.
+    """What the clients of one agent share.
 
     Not thread-safe, and of one event loop: `agent_at` finds the one of the running loop.
+
+    A query that waits and that nobody wants any more is carried on by Consul to the end of its wait, and so long
+    its connection counts: the turn is given back only then.
 
     Attributes:
         waiting: how many of the turns to wait for changes are taken.
@@ -45,6 +51,9 @@ class Agent:
     def __init__(self, url: str, tls: TLS | None) -> None:
         self.url = url
         self.waiting = 0
+        self._abandoned: list[float] = []  # when these queries will have ended
+        self._longest = _LONGEST_QUEUE
+        self._refused_at = float("-inf")
         self._tls = tls
         self._context: tuple[_Stamp, TLS] | None = None
         self._current: Lease | None = None
@@ -67,8 +76,6 @@ class Agent:
         """End what `enter` began; the last one closes the session."""
         lease.users -= 1
         self._users -= 1
-        if not self._users:
-            _forget(self)
         if not lease.users:
             self.doubt(lease)
             await lease.session.close()
@@ -78,19 +85,48 @@ class Agent:
         if self._current is lease:
             self._current = None
 
+    @property
+    def idle(self) -> bool:
+        """Whether nobody uses it, and nothing is left at the agent."""
+        return not self._users and not self._still_there()
+
     def take_turn(self) -> bool:
         """Whether one more may wait for changes; end that with `end_turn`."""
+        if time.monotonic() - self._refused_at > _WAIT_AGAIN_AFTER:
+            self._longest = _LONGEST_QUEUE
         if self.waiting >= _LONGEST_QUEUE:
-            self.say(
-                f"{_LONGEST_QUEUE} services wait for changes at it, more it would not take: others ask every 2 s"
-            )
+            self.say(f"{_LONGEST_QUEUE} services wait for changes, it would not take more: others ask every 2 s")
+        if self.waiting + self._still_there() >= self._longest:
             return False
         self.waiting += 1
         return True
 
-    def end_turn(self) -> None:
-        """Somebody else may wait."""
+    def may_go_on(self) -> bool:
+        """Whether one that has a turn may wait once more."""
+        return self.waiting <= self._longest
+
+    def end_turn(self, *, busy_until: float = 0.0) -> None:
+        """Somebody else may wait, at once or from that moment on (of the monotonic clock)."""
         self.waiting -= 1
+        self._abandoned.append(busy_until)
+
+    def refused(self) -> None:
+        """The agent has too many connections: fewer may wait, so that those who ask have some to use."""
+        self.say("it refuses connections: for a minute fewer services wait for changes, others ask every 2 s")
+        now = time.monotonic()
+        if now - self._refused_at > _BETWEEN_CUTS:
+            self._longest = max(1, min(self._longest, self.waiting or self._longest) * 3 // 4)
+        self._refused_at = now
+
+    def gone(self) -> None:
+        """There is no agent now: what it had to do for us is gone as well."""
+        self._abandoned.clear()
+        self._longest = _LONGEST_QUEUE
+
+    def _still_there(self) -> int:
+        now = time.monotonic()
+        self._abandoned = [until for until in self._abandoned if until > now]
+        return len(self._abandoned)
 
     def say(self, text: str) -> None:
         """Log what is true of the agent, once in a process."""
@@ -113,23 +149,16 @@ class Agent:
 def agent_at(url: str, tls: TLS | None) -> Agent:
     """The agent that clients of the running event loop share if they speak to it in the same way."""
     for loop in tuple(_agents):
-        if loop.is_closed():  # with clients that were never left
+        if loop.is_closed():
             _agents.pop(loop, None)
     known = _agents.setdefault(asyncio.get_running_loop(), {})
+    for key in [key for key, agent in known.items() if agent.idle]:
+        del known[key]
     return known.setdefault((url, tls), Agent(url, tls))
 
 
 _agents: dict[asyncio.AbstractEventLoop, dict[tuple[str, TLS | None], Agent]] = {}
 _said: set[tuple[str, str]] = set()
-
-
-def _forget(unused: Agent) -> None:
-    loop = asyncio.get_running_loop()
-    left = {key: agent for key, agent in _agents.get(loop, {}).items() if agent is not unused}
-    if left:
-        _agents[loop] = left
-    else:
-        _agents.pop(loop, None)
 
 
 def _stamp(tls: TLS | None) -> _Stamp:

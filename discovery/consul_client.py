@@ -232,9 +232,13 @@ class ConsulClient:
                 call = getattr(self._agent.http, verb)
                 answer = await call(read, path, params=[*self._always, *params], headers=headers, **options)
         except (aiohttp.ClientError, OSError) as error:
+            said = as_source_error(f"Consul at {self.url}", error, timeout=limit)
             if isinstance(error, TimeoutError):
                 self.shared.doubt(self._lease)
-            said = as_source_error(f"Consul at {self.url}", error, timeout=limit)
+            elif isinstance(error, aiohttp.ClientConnectorError) and isinstance(
+                error.os_error, ConnectionRefusedError
+            ):
+                self.shared.gone()
             raise Overloaded(str(said)) if _hung_up(error) else said from error
         return answer  # type: ignore[no-any-return]
 

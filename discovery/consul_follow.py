@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from discovery.consul_client import Answer, ConsulClient, Overloaded
+from discovery.consul_client import Answer, ConsulClient, ConsulError, Overloaded
 from discovery.source import SourceError
 
 __all__ = ["Follower", "Pace"]
@@ -21,7 +21,8 @@ _ASK_EVERY = 2.0  # seconds between two questions where waiting is not possible
 # An agent that has too many connections hangs up at once; later it is something else that ended the wait.
 _REFUSED_WITHIN = 1.0
 _WAIT_AGAIN_AFTER = 60.0  # seconds after a refusal
-_LET_GO = 0.2  # seconds in which an agent notices that a connection is gone
+# Seconds of the first wait, doubled with each: in a crowd that begins, connections become free soon.
+_FIRST_WAIT = 2.0
 
 _Params = Sequence[tuple[str, str]]
 
@@ -62,11 +63,12 @@ class Follower:
         self._probe = [*params, _NOTHING]
         self._params = [*params, *([("filter", expression)] if expression else [])]
         self._wait = wait
+        self._next_wait = min(wait, _FIRST_WAIT)
         self._probe_interval = probe_interval
         self._pace = pace
         self._index = 0
         self._poll: asyncio.Task[Answer] | None = None
-        self._polled_at = self._complete_at = 0.0
+        self._polled_at = self._poll_ends_at = self._complete_at = 0.0
         self._refused_until = 0.0
         self._has_turn = False
 
@@ -76,8 +78,8 @@ class Follower:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end_turn()
         await self._drop()
+        self._end_turn()
 
     async def next(self) -> Answer | None:
         """A complete answer, raw; or None for a sign of life. The first one is an answer.
@@ -93,22 +95,36 @@ class Follower:
         try:
             return await self._waited()
         except Overloaded:
-            if self._poll is None and time.monotonic() - self._polled_at > _REFUSED_WITHIN:
+            if time.monotonic() - self._polled_at > _REFUSED_WITHIN:
                 raise
-            return await self._refused()
+            self._poll_ends_at = 0.0
+            self._ask_for_a_while()
+            # Perhaps it does answer what needs no waiting.
+            return await self._complete()
 
     async def _waited(self) -> Answer | None:
         if self._poll is None:
             self._poll = asyncio.create_task(self._long_poll(), name=f"poll {self._client.url}{self._path}")
-        if not await _done(self._poll, self._until_probe()):
-            probe = await self._ask(self._probe)
+        while not await _done(self._poll, self._until_probe()):
+            try:
+                probe = await self._ask(self._probe)
+            except Overloaded:
+                # It is there, but has no second connection for us: we keep the one that we have.
+                self._ask_for_a_while()
+                continue
             if max(probe.index, 1) < self._index:
                 # A server restored from a backup: the poll would wait in silence until it catches up.
                 await self._drop()
+                self._end_turn()
                 self._index = 0
             return None
         poll, self._poll = self._poll, None
-        answer = poll.result()
+        try:
+            answer = poll.result()
+        except ConsulError:
+            self._poll_ends_at = 0.0
+            raise
+        self._poll_ends_at = 0.0
         # Consul's rules for the index: below 1 it would not block, and a smaller one means to begin anew.
         self._index = 0 if answer.index < self._index else max(answer.index, 1)
         return answer
@@ -121,40 +137,31 @@ class Follower:
             return None
         return await self._complete()
 
-    async def _refused(self) -> Answer:
-        """The agent did not let us wait, but it may answer what needs no waiting.
-
-        Raises:
-            SourceError: it does not.
-        """
-        await self._drop()
-        self._end_turn()
-        try:
-            answer = await self._complete()
-        except Overloaded:
-            # Perhaps our place is not free yet.
-            await asyncio.sleep(_LET_GO)
-            answer = await self._complete()
+    def _ask_for_a_while(self) -> None:
         self._refused_until = time.monotonic() + _WAIT_AGAIN_AFTER * random.uniform(0.8, 1.2)
-        self._client.shared.say(
-            "it refuses some of those who wait for changes; they ask every 2 s for about a minute"
-        )
-        return answer
+        self._client.shared.refused()
 
     async def _complete(self) -> Answer:
         """What there is now."""
         await asyncio.sleep(self._pace.delay(time.monotonic()))
-        answer = await self._ask(self._params)
+        try:
+            answer = await self._ask(self._params)
+        except Overloaded:
+            self._client.shared.refused()
+            raise
         self._index = max(answer.index, 1)
         self._complete_at = time.monotonic()
         return answer
 
     async def _long_poll(self) -> Answer:
         await asyncio.sleep(self._pace.delay(time.monotonic()))
+        wait, self._next_wait = self._next_wait, min(self._wait, 2 * self._next_wait)
         self._polled_at = time.monotonic()
-        wait = [("index", str(self._index)), ("wait", f"{self._wait * 1000:.0f}ms")]
         # Consul adds up to a sixteenth of the wait, so that not all come back at the same moment.
-        return await self._ask([*self._params, *wait], timeout=self._wait * 17 / 16 + 5)
+        longest = wait * 17 / 16
+        self._poll_ends_at = self._polled_at + longest
+        params = [*self._params, ("index", str(self._index)), ("wait", f"{wait * 1000:.0f}ms")]
+        return await self._ask(params, timeout=longest + 5)
 
     async def _ask(self, params: _Params, *, timeout: float | None = None) -> Answer:  # noqa: ASYNC109 - the client's
         answer = await self._client.get(self._path, params, timeout=timeout, raw=True)
@@ -163,14 +170,20 @@ class Follower:
         return answer
 
     def _may_wait(self) -> bool:
-        if not self._has_turn and time.monotonic() >= self._refused_until:
-            self._has_turn = self._client.shared.take_turn()
+        if self._poll is not None:
+            return True
+        shared, is_refused = self._client.shared, time.monotonic() < self._refused_until
+        if self._has_turn and (is_refused or not shared.may_go_on()):
+            self._end_turn()
+        elif not self._has_turn and not is_refused:
+            self._has_turn = shared.take_turn()
         return self._has_turn
 
     def _end_turn(self) -> None:
         if self._has_turn:
             self._has_turn = False
-            self._client.shared.end_turn()
+            self._client.shared.end_turn(busy_until=self._poll_ends_at)
+            self._poll_ends_at = 0.0
 
     async def _drop(self) -> None:
         """End the poll and its connection."""

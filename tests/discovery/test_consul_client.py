@@ -83,6 +83,14 @@ async def test_the_index(indexes: list[int | None], asked: list[str | None]) -> 
     assert seen == asked
 
 
+async def test_waits_become_longer() -> None:
+    """In a crowd that begins, connections become free soon."""
+    fake, _ = agent(*(answer(5, instance(1)) for _ in range(6)))
+    async with fake, Watcher(Consul("web", address=fake.address, wait=10)):
+        await fake.asked(lambda: len(fake.requests) == 6)
+    assert [query(head)["wait"] for head in fake.requests[1:]] == [[f"{n}000ms"] for n in (2, 4, 8, 10, 10)]
+
+
 async def test_an_error_begins_anew() -> None:
     fake, seen = agent(answer(5, instance(1)), http("rpc error", status="500 x"), answer(9, instance(2)))
     async with fake, Watcher(Consul("web", address=fake.address)) as watcher:
@@ -118,14 +126,14 @@ async def test_what_is_asked() -> None:
     fake, _ = agent(answer(5))
     async with fake:
         source = Consul(
-            "web", address=fake.address, tag=["a", "b&c"], dc="x", token="s3cret", wait=16, probe_interval=0.2
+            "web", address=fake.address, tag=["a", "b&c"], dc="x", token="s3cret", wait=1.5, probe_interval=0.2
         )
         assert repr(source) == f"consul://{fake.address}/web?tag=a&tag=b%26c&dc=x"
         async with Watcher(source):
             await fake.asked(lambda: len(fake.requests) >= 3)
     filters = {"tag": ["a", "b&c"], "dc": ["x"]}
     assert query(fake.requests[0]) == filters
-    assert query(fake.requests[1]) == {**filters, "index": ["5"], "wait": ["16000ms"]}
+    assert query(fake.requests[1]) == {**filters, "index": ["5"], "wait": ["1500ms"]}
     assert query(fake.requests[2]) == {**filters, "filter": ['Service.ID == "-"']}
     for head in fake.requests:
         assert head.startswith("GET /v1/health/service/web?")
