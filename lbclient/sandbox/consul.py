@@ -223,7 +223,7 @@ class ConsulServer(Server):
     async def _ask(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
     ) -> Any:
-        return await ask_first([self.address], method, path, body, headers or self._headers)
+        return await ask_first([self.address], method, path, body, headers=headers or self._headers)
 
     async def _now(self, path: str) -> Any:
         return await ask("GET", f"http://{self.address}{path}", headers=self._headers)

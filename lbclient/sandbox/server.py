@@ -121,7 +121,7 @@ class Server(ABC):
         await self.stop()
 
 
-async def ask(method: str, url: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
+async def ask(method: str, url: str, body: Any = None, *, headers: Mapping[str, str] | None = None) -> Any:
     """Ask a server over HTTP and return its answer's JSON (None for an empty one); bytes stay bytes.
 
     Raises:
@@ -151,7 +151,12 @@ def _content(body: Any) -> dict[str, Any]:
 
 
 async def ask_first(
-    addresses: Sequence[str], method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    addresses: Sequence[str],
+    method: str,
+    path: str,
+    body: Any = None,
+    *,
+    headers: Mapping[str, str] | None = None,
 ) -> Any:
     """Ask the first of several servers that does answer, again and again while they elect a leader.
 
@@ -163,7 +168,7 @@ async def ask_first(
         failures: list[Exception] = []
         for address in addresses:
             try:
-                return await ask(method, f"http://{address}{path}", body, headers)
+                return await ask(method, f"http://{address}{path}", body, headers=headers)
             except (aiohttp.ClientError, TimeoutError) as error:
                 failures.append(error)
         hopeless = all(isinstance(failure, aiohttp.ClientConnectorError) for failure in failures)
