@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 
 from discovery.endpoint import Endpoint, split_host_port
 from discovery.source import SourceError
@@ -34,8 +38,12 @@ def positive(name: str, seconds: float) -> float:
     return float(seconds)
 
 
-def new_session(tls: TLS | None) -> aiohttp.ClientSession:
+def new_session(tls: TLS | None, *, limit: int = 100) -> aiohttp.ClientSession:
     """A session that keeps connections; no cookies, no proxies, no timeouts: each call brings its own.
+
+    Args:
+        tls: how to speak TLS; None is plain HTTP.
+        limit: so many connections at most; who needs one more waits.
 
     Raises:
         SourceError: a file with certificates cannot be used now.
@@ -44,11 +52,24 @@ def new_session(tls: TLS | None) -> aiohttp.ClientSession:
         context = None if tls is None else tls.load()
     except ValueError as error:
         raise SourceError(str(error)) from error
+    connector = aiohttp.TCPConnector(ssl=True if context is None else context, limit=limit)
+    connector._factory = functools.partial(_Handler, loop=asyncio.get_running_loop())  # type: ignore[assignment]  # noqa: SLF001
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(ssl=True if context is None else context),
+        connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None),
     )
+
+
+class _Handler(ResponseHandler):
+    """Closes a connection at once.
+
+    Over TLS aiohttp waits up to 30 s for the server to say goodbye when a request is cancelled, and Consul
+    does so only when it has ended a query that nobody waits for any more.
+    """
+
+    def close(self) -> None:
+        self.abort()
 
 
 def as_source_error(where: str, error: Exception, *, timeout: float) -> SourceError:

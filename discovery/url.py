@@ -29,8 +29,9 @@ def open_source(url: str) -> Source:
     - `static://h1:p1,h2:p2`
     - `etcd://h1:2379,h2:2379/prefix/`, options `records`, `schemes` (`a,b`), `probe_interval`, `timeout`; with a
       user `etcd://user:password@h1:2379,h2:2379/prefix/`
-    - `consul://host:8500/service`, options `tag` (may be repeated), `dc`, `records`, `schemes`, `passing`,
-      `token`, `wait`, `probe_interval`, `timeout`
+    - `consul://host:8500/service`, options `tag` (may be repeated), `dc`, `ns`, `filter`, `near`, `records`,
+      `schemes`, `passing`, `token`, `token_file`, `wait`, `probe_interval`, `timeout`. Without a host,
+      `consul:///service`, it is the agent that the environment names
 
     Several URLs are one source: `a + b` is all endpoints of both (`Merge`), `a | b` those of `b` when `a` is
     not good (`Failover`), with spaces around the sign.
@@ -170,9 +171,11 @@ def _open_etcd(hosts: str, path: str, options: _Options) -> Source:
 
 
 def _open_consul(host: str, path: str, options: _Options) -> Source:
-    if not host or not path:
-        raise ValueError("the service is missing" if host else "the host is missing")
-    return Consul(path.removesuffix("/"), address=host, **options)
+    if not path:
+        raise ValueError("the service is missing")
+    # Plain HTTP is what the URL says if it names a host; else the environment may say otherwise.
+    options.setdefault("tls", False if host else None)
+    return Consul(path.removesuffix("/"), address=host or None, **options)
 
 
 _OF_TLS: _Known = {"ca": _text, "cert": _text, "key": _text, "server_name": _text}
@@ -186,10 +189,14 @@ _OF_ETCD: _Known = {
 _OF_CONSUL: _Known = {
     "tag": _text,
     "dc": _text,
+    "ns": _text,
+    "filter": _text,
+    "near": _text,
     "records": _text,
     "schemes": _text,
     "passing": _boolean,
     "token": _text,
+    "token_file": _text,
     "wait": _seconds,
     "probe_interval": _seconds,
     "timeout": _seconds,

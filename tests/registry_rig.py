@@ -55,10 +55,12 @@ class Proxy:
     Attributes:
         address: where it listens, `host:port`.
         sent: everything that clients sent.
+        accepted: how many connections there were.
     """
 
     def __init__(self, target: str, context: ssl.SSLContext | None = None) -> None:
         self.address = ""
+        self.accepted = 0
         self.sent = bytearray()
         self._target = target.rpartition(":")
         self._context = context
@@ -120,6 +122,7 @@ class Proxy:
         assert task is not None
         self._tasks.add(task)
         self._writers.add(writer)
+        self.accepted += 1
         # A handler that ends cancelled would be an error in the log.
         with contextlib.suppress(OSError, asyncio.CancelledError):
             back, forth = await asyncio.open_connection(self._target[0], int(self._target[2]))

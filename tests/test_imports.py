@@ -44,8 +44,15 @@ MODULES = {
     "discovery.etcd": (
         "connection endpoint etcd_auth etcd_client etcd_view etcd_wire fields formats records source tls"
     ),
-    "discovery.consul_client": "connection source tls",
-    "discovery.consul": "connection consul_client consul_records endpoint fields records source tls",
+    "discovery.consul_agent": "connection source tls",
+    "discovery.consul_client": "connection consul_agent source tls",
+    "discovery.consul_environment": "connection source tls",
+    "discovery.consul_json": "",
+    "discovery.consul_follow": "consul_client source",
+    "discovery.consul": (
+        "connection consul_client consul_environment consul_follow consul_json consul_records "
+        "endpoint fields records source tls"
+    ),
     "discovery.combined": "connection endpoint snapshot source watcher",
     "discovery.url": "combined consul etcd source tls",
     "lbclient.errors": "",

@@ -2,6 +2,11 @@
 
 import asyncio
 import json
+import secrets
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import aiohttp
@@ -13,27 +18,52 @@ from lbclient.sandbox.local import LocalServer
 from lbclient.sandbox.ports import LOOPBACK, free_port
 from lbclient.sandbox.server import Server, ask, ask_first
 
-__all__ = ["ConsulServer"]
+__all__ = ["ConsulServer", "Https"]
 
 _NODE = "lbclient"
 _SYNC_TIMEOUT = 10.0
 _POLL = 0.01
 
 
+@dataclass(frozen=True, slots=True)
+class Https:
+    """The certificates of an agent that listens for HTTPS as well, as PEM files in one folder.
+
+    Attributes:
+        folder: Where they are; a container sees it under the same name.
+        cert: Its certificate.
+        key: The certificate's private key.
+        clients: The authorities of clients, each of which then needs a certificate; None lets in everybody.
+    """
+
+    folder: Path
+    cert: str
+    key: str
+    clients: str | None = None
+
+
 class ConsulServer(Server):
     """One Consul server agent on loopback, with a data folder that survives `kill` and `restart`.
 
     Electing itself takes it one to two seconds at each start; Consul lets nobody configure less.
+
+    Attributes:
+        token: The token of its own calls, which may do everything; empty without ACLs.
+        https_address: Where it speaks HTTPS, "host:port"; empty if it does not.
     """
 
     kind = "Consul"
+    token = ""
+    https_address = ""
 
     @classmethod
-    async def start(cls, version: str | None = None) -> Self:
+    async def start(cls, version: str | None = None, *, acl: bool = False, https: Https | None = None) -> Self:
         """Start one and wait until it is healthy.
 
         Args:
             version: The version line wanted, such as "1.20"; None is any.
+            acl: Deny everything to those without a token; this object's own calls have one.
+            https: Listen for HTTPS, too; plain HTTP stays.
 
         Raises:
             ServerUnavailable: There is no way to run one here; the message says what to install.
@@ -43,8 +73,18 @@ class ConsulServer(Server):
         host = launcher.server()
         ports = {"http": free_port(), "server": free_port(), "serf_lan": free_port()}
         consul = cls(f"{LOOPBACK}:{ports['http']}", launcher.version, host)
+        more: dict[str, Any] = {}
+        if acl:
+            consul.token = str(uuid.uuid4())
+            more |= _acl(launcher, consul.token)
+        if https is not None:
+            ports["https"] = free_port()
+            consul.https_address = f"{LOOPBACK}:{ports['https']}"
+            host.show(https.folder)
+            more |= _https(https)
+        public = [port for name, port in ports.items() if name.startswith("http")]
         try:
-            await host.start(_arguments(launcher, host, ports), [ports["http"]])
+            await host.start(_arguments(launcher, host, ports, more), public)
             await consul.wait_healthy()
         except BaseException:
             await consul.stop()
@@ -128,6 +168,39 @@ class ConsulServer(Server):
         instances: list[dict[str, Any]] = await self._ask("GET", f"/v1/health/service/{service}{query}")
         return instances
 
+    async def maintenance(self, id: str | None, *, enable: bool = True) -> None:  # noqa: A002 - as above
+        """Put an instance into maintenance, or take it out of it; None is the whole node."""
+        path = "/v1/agent/maintenance" if id is None else f"/v1/agent/service/maintenance/{id}"
+        await self._ask("PUT", f"{path}?enable={str(enable).lower()}")
+
+    async def snapshot(self) -> bytes:
+        """Return a backup of all that is stored."""
+        backup: bytes = await self._ask("GET", "/v1/snapshot")
+        return backup
+
+    async def restore(self, backup: bytes) -> None:
+        """Replace all that is stored with what a `snapshot` returned."""
+        await self._ask("PUT", "/v1/snapshot", backup)
+
+    async def create_token(self, rules: str) -> str:
+        """Create an ACL token with these rules, such as `node_prefix "" { policy = "read" }`; return it."""
+        body = {"Name": f"p{secrets.token_hex(8)}", "Rules": rules}
+        policy = await self._ask("PUT", "/v1/acl/policy", body)
+        token = await self._ask("PUT", "/v1/acl/token", {"Policies": [{"ID": policy["ID"]}]})
+        return str(token["SecretID"])
+
+    async def change_token(self, token: str, rules: str) -> None:
+        """Give a token that `create_token` made other rules."""
+        found = await self._ask("GET", "/v1/acl/token/self", headers={"X-Consul-Token": token})
+        policy = found["Policies"][0]
+        body = {"ID": policy["ID"], "Name": policy["Name"], "Rules": rules}
+        await self._ask("PUT", f"/v1/acl/policy/{policy['ID']}", body)
+
+    async def revoke_token(self, token: str) -> None:
+        """Delete a token."""
+        found = await self._ask("GET", "/v1/acl/token/self", headers={"X-Consul-Token": token})
+        await self._ask("DELETE", f"/v1/acl/token/{found['AccessorID']}")
+
     async def _until_synced(self, service: str, key: str, *, registered: bool) -> None:
         async with asyncio.timeout(_SYNC_TIMEOUT):
             while True:
@@ -138,20 +211,44 @@ class ConsulServer(Server):
 
     async def _healthy(self) -> bool:
         try:
-            leader = await ask("GET", f"http://{self.address}/v1/status/leader")
+            leader = await self._now("/v1/status/leader")
             if not leader or self._host is None:
                 return bool(leader)
             # A registration made before the agent has told the catalog about itself would wait for a next try.
-            node = await ask("GET", f"http://{self.address}/v1/catalog/node/{_NODE}")
+            node = await self._now(f"/v1/catalog/node/{_NODE}")
         except (aiohttp.ClientError, TimeoutError, SandboxError):
             return False
         return bool(node and node["Node"]["TaggedAddresses"] and "consul" in node["Services"])
 
-    async def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        return await ask_first([self.address], method, path, body)
+    async def _ask(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    ) -> Any:
+        return await ask_first([self.address], method, path, body, headers=headers or self._headers)
+
+    async def _now(self, path: str) -> Any:
+        return await ask("GET", f"http://{self.address}{path}", headers=self._headers)
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {"X-Consul-Token": self.token} if self.token else {}
 
 
-def _arguments(launcher: Launcher, host: LocalServer | Container, ports: dict[str, int]) -> list[str]:
+def _acl(launcher: Launcher, token: str) -> dict[str, Any]:
+    management = "initial_management" if launcher.at_least(1, 11) else "master"
+    tokens = {management: token, "agent": token}
+    return {"acl": {"enabled": True, "default_policy": "deny", "tokens": tokens}}
+
+
+def _https(https: Https) -> dict[str, Any]:
+    files = {"cert_file": str(https.folder / https.cert), "key_file": str(https.folder / https.key)}
+    if https.clients is None:
+        return files
+    return {**files, "ca_file": str(https.folder / https.clients), "verify_incoming_https": True}
+
+
+def _arguments(
+    launcher: Launcher, host: LocalServer | Container, ports: dict[str, int], more: Mapping[str, Any]
+) -> list[str]:
     off = ["dns", "serf_wan", "grpc", *(["grpc_tls"] if launcher.at_least(1, 14) else [])]
     configuration = {
         "server": True,
@@ -166,6 +263,7 @@ def _arguments(launcher: Launcher, host: LocalServer | Container, ports: dict[st
         "disable_update_check": True,
         "disable_coordinates": True,
         "log_level": "warn",
+        **more,
     }
     # On the command line, so that it reaches a container as well.
     return ["agent", "-hcl", json.dumps(configuration)]

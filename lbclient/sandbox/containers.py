@@ -39,6 +39,7 @@ class Container:
         self._network = network
         self._files = files
         self._argv: list[str] = []
+        self._shown: list[str] = []
 
     @property
     def running(self) -> bool:
@@ -46,6 +47,10 @@ class Container:
         with contextlib.suppress(SandboxError):
             return _docker("inspect", "--format", "{{.State.Running}}", self.name) == "true"
         return False
+
+    def show(self, folder: Path) -> None:
+        """Let the program see a folder under its own name, read-only, from the next `start` on."""
+        self._shown += ["--volume", f"{folder}:{folder}:ro"]
 
     async def start(self, arguments: Sequence[str], ports: Sequence[int]) -> None:
         """Run the program with these arguments; `ports` are published under the same numbers."""
@@ -55,7 +60,18 @@ class Container:
         folders = dict.fromkeys(file.absolute().parent for file in self._files)
         mounted = [part for folder in folders for part in ("--volume", f"{folder}:{folder}:ro")]
         self._argv = [
-            *("run", "--detach", "--name", self.name, "--label", LABEL, *network, *published, *mounted),
+            *(
+                "run",
+                "--detach",
+                "--name",
+                self.name,
+                "--label",
+                LABEL,
+                *network,
+                *published,
+                *mounted,
+                *self._shown,
+            ),
             # Consul's image has an entry script that edits the arguments.
             *("--entrypoint", self._program, self._image, *arguments),
         ]

@@ -37,6 +37,9 @@ class LocalServer:
         """Whether the process is there."""
         return self._process.running
 
+    def show(self, folder: Path) -> None:
+        """Let the program see a folder under its own name: it does anyway."""
+
     async def start(self, arguments: Sequence[str], ports: Sequence[int]) -> None:  # noqa: ARG002 - for containers
         """Run the program with these arguments."""
         self._arguments = list(arguments)
@@ -72,7 +75,7 @@ class LocalServer:
         shutil.copytree(self.data, self._backup)
         await self.restart()
 
-    async def restore(self) -> None:
+    async def roll_back(self) -> None:
         """Start it again with the data that `back_up` copied."""
         await self._process.kill()
         shutil.rmtree(self.data, ignore_errors=True)

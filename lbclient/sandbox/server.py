@@ -21,6 +21,7 @@ _POLL = 0.02
 # A request that reached a leader at its end is never answered; another member may have a new one soon.
 _REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=1.5)
 _PATIENCE = 15.0
+_BINARY = ("application/x-gzip", "application/octet-stream")
 
 
 class Server(ABC):
@@ -89,13 +90,13 @@ class Server(ABC):
         await self._local().back_up()
         await self.wait_healthy()
 
-    async def restore(self) -> None:
+    async def roll_back(self) -> None:
         """Kill it and start it again with the data that `back_up` copied: what came later never happened.
 
         Raises:
             SandboxError: It runs in a container.
         """
-        await self._local().restore()
+        await self._local().roll_back()
         await self.wait_healthy()
 
     async def stop(self) -> None:
@@ -153,7 +154,7 @@ async def ask(
     context: ssl.SSLContext | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Any:
-    """Ask a server over HTTP and return its answer's JSON (None for an empty one).
+    """Ask a server over HTTP and return its answer's JSON (None for an empty one); bytes stay bytes.
 
     Args:
         method: HTTP method.
@@ -171,9 +172,11 @@ async def ask(
     async with (
         aiohttp.ClientSession(timeout=_REQUEST_TIMEOUT) as session,
         session.request(
-            method, url, json=body, headers=headers, ssl=True if context is None else context
+            method, url, headers=headers, ssl=True if context is None else context, **_content(body)
         ) as response,
     ):
+        if response.ok and response.content_type in _BINARY:
+            return await response.read()
         text = await response.text()
         if response.ok:
             return json.loads(text) if text else None
@@ -182,6 +185,10 @@ async def ask(
         if response.status == HTTPStatus.SERVICE_UNAVAILABLE or "leader" in text:
             raise aiohttp.ClientPayloadError(message)
         raise SandboxError(message)
+
+
+def _content(body: Any) -> dict[str, Any]:
+    return {"data": body} if isinstance(body, bytes) else {"json": body}
 
 
 async def ask_first(

@@ -178,26 +178,6 @@ async def test_tls(consul: ConsulServer, unique: str) -> None:
             await anext(Consul(unique, address=way.address, tls=True).watch())
 
 
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [
-        ("CONSUL_HTTP_ADDR", "garbage"),
-        ("CONSUL_HTTP_ADDR", "192.0.2.1:1"),
-        ("CONSUL_HTTP_TOKEN", "0b5c2a1e-0000-0000-0000-000000000000"),
-        ("CONSUL_HTTP_SSL", "true"),
-        ("CONSUL_HTTP_SSL_VERIFY", "nonsense"),
-    ],
-)
-async def test_the_environment_does_not_matter(
-    consul: ConsulServer, unique: str, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
-) -> None:
-    monkeypatch.setenv(variable, value)
-    await consul.register(unique, "10.0.0.1", 80)
-    async with Proxy(consul.address) as way, Watcher(Consul(unique, address=way.address)) as watcher:
-        await until(watcher, sees("10.0.0.1"), 3)
-        assert b"token" not in way.sent.lower()
-
-
 async def test_two_watchers_of_one_source(consul: ConsulServer, unique: str) -> None:
     source = Consul(unique, address=consul.address)
     async with Watcher(source) as one, Watcher(source) as two:

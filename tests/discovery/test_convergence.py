@@ -226,7 +226,7 @@ async def test_etcd(unique: str, members: int, caplog: pytest.LogCaptureFixture)
         }
         if members == 1:
             await server.back_up()
-            disasters |= {"wipe": cluster.wipe, "back up": server.back_up, "restore": server.restore}
+            disasters |= {"wipe": cluster.wipe, "back up": server.back_up, "roll back": server.roll_back}
         writers = [EtcdWriter(cluster, unique, random.Random(SEED + number)) for number in range(3)]
         hosts = cluster.addresses
         watchers = [

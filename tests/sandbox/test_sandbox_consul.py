@@ -1,9 +1,14 @@
+import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
 import pytest_asyncio
+import trustme
 
-from lbclient.sandbox import ConsulServer, NotKillable, SandboxError, start_consul
+from lbclient.sandbox import ConsulServer, Https, NotKillable, SandboxError, start_consul
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -71,3 +76,44 @@ async def test_one_given_by_the_environment_is_used_but_not_killed(
         with pytest.raises(NotKillable, match="own=True"):
             await given.kill()
     assert consul.running
+
+
+async def test_acls_and_https(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    server = authority.issue_cert("127.0.0.1")
+    server.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "server.pem"))
+    https = Https(tmp_path, cert="server.pem", key="server.pem", clients="ca.pem")
+    async with await ConsulServer.start(acl=True, https=https) as consul, aiohttp.ClientSession() as session:
+        await consul.deregister(await consul.register("web", "127.0.0.1", 8001))
+        await consul.register("web", "127.0.0.1", 8002)
+        backup = await consul.snapshot()
+        token = await consul.create_token('node_prefix "" { policy = "read" } service "web" { policy = "read" }')
+
+        async def seen(token: str, address: str = consul.address, **options: Any) -> tuple[int, str]:
+            url = f"{'https' if options else 'http'}://{address}/v1/health/service/web"
+            async with session.get(url, headers={"X-Consul-Token": token}, **options) as response:
+                return response.status, await response.text()
+
+        assert await seen("") == (200, "[]")
+        assert '"Port":8002' in (await seen(token))[1]
+        await consul.change_token(token, 'key_prefix "" { policy = "read" }')
+        assert await seen(token) == (200, "[]")
+        await consul.revoke_token(token)
+        assert (await seen(token))[0] == 403
+        await consul.restore(backup)
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        with pytest.raises(aiohttp.ClientError):
+            await seen("", consul.https_address, ssl=context)
+        authority.issue_cert("client").configure_cert(context)
+        assert (await seen(consul.token, consul.https_address, ssl=context))[0] == 200
+
+
+async def test_maintenance(consul: ConsulServer) -> None:
+    kept = await consul.register("kept-alive", "127.0.0.1", 8001)
+    for what in (kept, None):
+        for enable in (True, False):
+            await consul.maintenance(what, enable=enable)
+            assert len(await consul.services("kept-alive", passing=True)) == (0 if enable else 1)
+    await consul.deregister(kept)
