@@ -2,8 +2,10 @@
 
 from discovery.backoff import Backoff
 from discovery.consul import Consul
+from discovery.dns import Dns
 from discovery.endpoint import Endpoint, Snapshot
 from discovery.etcd import Etcd
+from discovery.file import File
 from discovery.source import Memory, Source, SourceError, Static
 from discovery.tls import TLS
 from discovery.url import open_source, service_name
@@ -13,8 +15,10 @@ __all__ = [
     "TLS",
     "Backoff",
     "Consul",
+    "Dns",
     "Endpoint",
     "Etcd",
+    "File",
     "Memory",
     "Snapshot",
     "Source",
