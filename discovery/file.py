@@ -9,7 +9,7 @@ import os
 import stat
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, get_args
@@ -34,6 +34,7 @@ _SETTLED, _PATIENCE = 0.1, 1.0
 # Seconds: two changes so close to each other may leave the same time stamp (FAT has 2 s).
 _GRANULARITY = 2.5
 _LONGEST_REASON = 300  # characters
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 _SUFFIXES: Mapping[str, Format] = MappingProxyType({".json": "json", ".yaml": "yaml", ".yml": "yaml"})
 
@@ -76,7 +77,7 @@ class File:
         if self._format == "yaml":
             require_yaml()
         self._seen = _Seen()
-        self._skipped: Mapping[str, str] = {}
+        self._skipped = _NOTHING
 
     def __repr__(self) -> str:
         return f"file://{quote(str(self.path))}"
@@ -191,7 +192,7 @@ class _Seen:
     final: bool = False
     problem: str = ""
     endpoints: tuple[Endpoint, ...] = ()
-    skipped: Mapping[str, str] = MappingProxyType({})
+    skipped: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
 
 
 def _stamp(found: os.stat_result) -> tuple[int, ...]:

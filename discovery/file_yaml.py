@@ -29,23 +29,20 @@ def yaml_entries(text: str) -> Iterator[Entry]:
         Broken: the text is no such list; entries before that place were yielded already.
         ImportError: PyYAML is not installed.
     """
-    loader = _loader_class()(text)
+    loader_class = _loader_class()
     import yaml  # noqa: PLC0415 - an extra
 
     try:
-        yield from _document(loader)
+        yield from _document(loader_class(text))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         why = " ".join(filter(None, (error.context, error.problem)))
         raise Broken(why, mark.line + 1 if mark else 1, mark.column + 1 if mark else 1) from error
     except yaml.reader.ReaderError as error:
-        before = text[: error.position]
+        # libyaml counts bytes.
+        before = text.encode()[: error.position].decode(errors="ignore")
         line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
-        raise Broken(
-            f"character #x{ord(str(error.character)[:1] or ' '):04x} is not allowed", line, column
-        ) from error
-    finally:
-        loader.dispose()
+        raise Broken(f"character #x{error.character:04x} is not allowed", line, column) from error
 
 
 def _document(loader: Any) -> Iterator[Entry]:
