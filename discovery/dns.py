@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 from discovery.connection import positive
 from discovery.dns_client import Absent, DnsClient, RecordType, require_dns, server_address
 from discovery.dns_lookup import Kept, Lookup
-from discovery.endpoint import Endpoint
+from discovery.endpoint import Endpoint, join_host_port
 from discovery.source import SourceError
 from discovery.tls import TLS, as_tls
 
@@ -138,9 +138,10 @@ class Dns:
             await asyncio.sleep(self._until_next(lookup.ttl))
 
     def _until_next(self, ttl: float) -> float:
-        # After the end of the TTL, never before: a cache would give the same records with a rest of it.
-        if ttl < self._max_ttl:
-            return min(max(ttl, self._min_ttl) * random.uniform(1, 1.1), self._max_ttl)
+        # After the end of the TTL: before it a cache would give the same records with a rest of it.
+        ttl = max(ttl, self._min_ttl)
+        if ttl * 1.1 <= self._max_ttl:
+            return ttl * random.uniform(1, 1.1)
         return max(self._max_ttl * random.uniform(0.9, 1), self._min_ttl)
 
     def _note(self, skipped: dict[str, str]) -> None:
@@ -152,11 +153,13 @@ class Dns:
 
 def _valid_name(name: str) -> str:
     try:
-        ipaddress.ip_address(name.strip("[]"))
+        address = ipaddress.ip_address(name.strip("[]"))
     except ValueError:
         pass
     else:
-        raise ValueError(f"{name} is an address already: static://{name}:80 needs no DNS")
+        raise ValueError(
+            f"{address} is an address already: static://{join_host_port(str(address), 80)} needs no DNS"
+        )
     name = name.lower()
     labels = name.removesuffix(".").split(".")
     # What is outside of this cannot be a service's name, and dots or backslashes would be read in other ways.
@@ -173,7 +176,5 @@ def _valid_port(kind: Kind, port: int | None) -> int | None:
             raise ValueError(f"SRV records have the port, so {port!r} would be ignored")
         return None
     if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= _MAX_PORT:
-        raise ValueError(
-            f"port must be a whole number from 1 to {_MAX_PORT}, not {port!r}: addresses in DNS have none"
-        )
+        raise ValueError(f"addresses in DNS have no port: give one from 1 to {_MAX_PORT}, not {port!r}")
     return port

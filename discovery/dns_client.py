@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import ipaddress
+import os
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -98,7 +99,7 @@ class DnsClient:
         library = _library()
         self._timeout = timeout
         self._search = search and not servers
-        self._tcp = tcp
+        self._tcp, self._tls = tcp, tls is not None
         self._backend = library.backend()
         try:
             context = None if tls is None else tls.load()
@@ -152,7 +153,10 @@ class DnsClient:
         self._resolver.nameservers = sorted(servers, key=lambda s: (s.address, s.port) != (host, port))
 
     def _reasons(self, errors: Iterable[tuple[str, bool, int, Any, Any]]) -> str:
-        reasons = dict.fromkeys(f"{server}: {_why(error)}" for server, _, _, error, _ in errors)
+        reasons = dict.fromkeys(
+            f"{server}{' over TCP' if tcp and not self._tls else ''}: {_why(error)}"
+            for server, tcp, _, error, _ in errors
+        )
         return "; ".join(reasons) or f"no answer within {self._timeout:g} s"
 
 
@@ -160,10 +164,12 @@ def _why(error: object) -> str:
     """What one server did, in words."""
     if isinstance(error, _library().dns.exception.Timeout):
         return "no answer"
+    if isinstance(error, _library().dns.message.Truncated):
+        return "its answer is too long for UDP"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its TLS certificate is not accepted: {error.verify_message}"
     if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
+        return os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
     if isinstance(error, str):
         return f"it answered {error}"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

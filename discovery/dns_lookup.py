@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from discovery.dns_client import Absent, Answer, DnsClient, RecordType, SrvRecord
@@ -32,14 +31,14 @@ class Kept:
 
     def put(self, name: str, kind: RecordType, addresses: tuple[str, ...]) -> None:
         """Remember an answer; an empty one is worth remembering too."""
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         self._answers = {key: known for key, known in self._answers.items() if known[1] > now}
         self._answers[name, kind] = addresses, now + self._keep
 
     def get(self, name: str, kind: RecordType) -> tuple[str, ...]:
         """The addresses of the last answer, nothing if that is too long ago."""
         addresses, until = self._answers.get((name, kind), ((), 0.0))
-        return addresses if time.monotonic() < until else ()
+        return addresses if asyncio.get_running_loop().time() < until else ()
 
 
 class Lookup:

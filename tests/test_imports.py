@@ -36,7 +36,7 @@ MODULES = {
     "discovery.consul": "connection consul_client endpoint records source tls",
     "discovery.dns_client": "connection endpoint source tls",
     "discovery.dns_lookup": "dns_client endpoint source",
-    "discovery.dns": "connection dns_client dns_lookup source tls",
+    "discovery.dns": "connection dns_client dns_lookup endpoint source tls",
     "discovery.file_entries": "endpoint",
     "discovery.file_json": "file_entries",
     "discovery.file_yaml": "file_entries",
