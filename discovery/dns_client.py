@@ -162,17 +162,26 @@ class DnsClient:
 
 def _why(error: object) -> str:
     """What one server did, in words."""
-    if isinstance(error, _library().dns.exception.Timeout):
-        return "no answer"
-    if isinstance(error, _library().dns.message.Truncated):
-        return "its answer is too long for UDP"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its TLS certificate is not accepted: {error.verify_message}"
-    if isinstance(error, OSError):
-        return os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
-    if isinstance(error, str):
-        return f"it answered {error}"
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    dns = _library().dns
+    match error:
+        case dns.exception.Timeout():
+            why = "no answer"
+        case dns.message.Truncated():
+            why = "its answer is too long for UDP"
+        case ssl.SSLCertVerificationError():
+            why = f"its TLS certificate is not accepted: {error.verify_message}"
+        case ssl.SSLError():
+            why = f"no TLS connection: {error.reason or error}"
+        case EOFError():
+            why = "it closed the connection"
+        case OSError(errno=int(number)):
+            # asyncio's own text repeats the address.
+            why = os.strerror(number)
+        case str():
+            why = f"it answered {error}"
+        case _:
+            why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return why
 
 
 def _record(data: Any) -> str | SrvRecord:

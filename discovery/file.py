@@ -71,6 +71,8 @@ class File:
             raise ValueError(f"path must be the name of a file, not {path!r}")
         self.path = Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute() keeps ".."
         self._interval = positive("interval", interval)
+        if not self.path.name:
+            raise ValueError(f"{os.fspath(path)!r} names no file")
         if format is not None and format not in get_args(Format):
             raise ValueError(f"format must be one of {', '.join(get_args(Format))}, not {format!r}")
         self._format = format or _SUFFIXES.get(self.path.suffix.lower())
@@ -80,7 +82,8 @@ class File:
         self._skipped = _NOTHING
 
     def __repr__(self) -> str:
-        return f"file://{quote(str(self.path))}"
+        told = self._format is None or self._format == _SUFFIXES.get(self.path.suffix.lower())
+        return f"file://{quote(str(self.path))}{'' if told else f'?format={self._format}'}"
 
     @property
     def skipped(self) -> Mapping[str, str]:

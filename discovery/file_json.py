@@ -91,6 +91,7 @@ def _list(source: _Json) -> Iterator[Entry]:
 
 def _object(source: _Json) -> Iterator[Entry]:
     found = False
+    nowhere = source.error(NO_LIST)
     mark = source.take("{")
     while mark != "}" and not (mark == "{" and source.peek() == "}"):
         if source.peek() != '"':
@@ -106,4 +107,4 @@ def _object(source: _Json) -> Iterator[Entry]:
             source.value()
         mark = source.take(",}")
     if not found:
-        raise source.error(NO_LIST)
+        raise nowhere

@@ -40,7 +40,8 @@ def yaml_entries(text: str) -> Iterator[Entry]:
         raise Broken(why, mark.line + 1 if mark else 1, mark.column + 1 if mark else 1) from error
     except yaml.reader.ReaderError as error:
         # libyaml counts bytes.
-        before = text.encode()[: error.position].decode(errors="ignore")
+        counted = text.encode()[: error.position].decode(errors="ignore") if yaml.__with_libyaml__ else text
+        before = counted[: error.position]
         line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
         raise Broken(f"character #x{error.character:04x} is not allowed", line, column) from error
 
@@ -82,6 +83,7 @@ def _mapping(loader: Any) -> Iterator[Entry]:
     from yaml import events  # noqa: PLC0415 - an extra
 
     found = False
+    nowhere = _at(loader, NO_LIST)
     loader.get_event()
     while not loader.check_event(events.MappingEndEvent):
         key = loader.compose_node(None, None)
@@ -93,7 +95,7 @@ def _mapping(loader: Any) -> Iterator[Entry]:
         else:
             loader.compose_node(None, None)
     if not found:
-        raise _at(loader, NO_LIST)
+        raise nowhere
     loader.get_event()
 
 
