@@ -153,6 +153,15 @@ async def test_all_servers_are_named_with_what_they_did() -> None:
     assert f"{two.address}: no answer" in str(caught.value)
 
 
+async def test_tcp_at_once_asks_nothing_over_udp() -> None:
+    async with fake(lambda query: [good(query)]) as server:
+        source = Dns("web.test", 80, nameservers=[server.address], tcp=True)
+        async with aclosing(source.watch()) as sets:
+            with pytest.raises(SourceError, match="over TCP: Connection refused"):
+                await anext(sets)
+        assert server.queries == 0
+
+
 async def test_aliases_without_end_are_an_error() -> None:
     def reply(query: dns.message.Message) -> list[bytes]:
         response = dns.message.make_response(query)

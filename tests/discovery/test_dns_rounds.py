@@ -247,6 +247,22 @@ def test_port_0_in_srv_is_skipped(script: Script) -> None:
     assert "port must be" in source.skipped["one at 10.0.0.1 port 0"]
 
 
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ([0], [1]),
+        ([0, 0], [1, 1]),
+        ([5, 7], [5, 7]),
+        ([1, 0], [1, 0.01]),
+        ([30, 20, 0, 0], [30, 20, 0.25, 0.25]),
+        ([600, 400, 0], [600, 400, 1]),
+        ([65535, 0, 0], [65535, 0.5, 0.5]),
+    ],
+)
+def test_shares(weights: list[int], expected: list[float]) -> None:
+    assert shares(weights) == expected
+
+
 @given(st.lists(st.integers(0, 65535), min_size=1, max_size=20))
 def test_weight_0_is_a_very_small_share_and_never_none(weights: list[int]) -> None:
     found = shares(weights)

@@ -54,8 +54,11 @@ async def test_changes_reach_the_snapshot(path: Path) -> None:
         await until(watcher, sees(), 1)
 
 
-async def test_links_are_followed_as_kubernetes_swaps_them(tmp_path: Path) -> None:
+async def test_links_are_followed_as_kubernetes_swaps_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """users.json -> ..data/users.json, and ..data -> a folder that is exchanged as a whole."""
+    monkeypatch.setattr("discovery.file._GRANULARITY", 0.05)
     for number in (1, 2):
         folder = tmp_path / f"..{number}"
         folder.mkdir()
@@ -65,7 +68,9 @@ async def test_links_are_followed_as_kubernetes_swaps_them(tmp_path: Path) -> No
     data.symlink_to("..1")
     path.symlink_to("..data/users.json")
     async with watching(path) as watcher:
-        await until(watcher, sees("10.0.0.1"))
+        received_at = (await until(watcher, sees("10.0.0.1"))).received_at or 0
+        # By now only inode and times tell one from the other: their sizes are equal.
+        await until(watcher, lambda snapshot: (snapshot.received_at or 0) > received_at + 0.2)
         (tmp_path / "..tmp").symlink_to("..2")
         (tmp_path / "..tmp").replace(data)
         await until(watcher, sees("10.0.0.2"), 1)
@@ -139,17 +144,30 @@ async def test_a_broken_file_keeps_the_last_good_set(
         await until(watcher, sees("10.0.0.4"), 4)
 
 
-async def test_a_file_that_is_being_written_is_waited_for(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("name", "pieces", "pause"),
+    [
+        # The beginning of a YAML list is a list: only the writing itself shows that it is not the end.
+        ("users.yaml", [f"- 10.0.0.{number}:80\n" for number in range(1, 21)], 0.02),
+        # The beginning of a JSON list is none, so the writer may take its time.
+        ("users.json", ["[", '"10.0.0.1:80"', ',"10.0.0.2:80"', "]"], 0.15),
+    ],
+)
+async def test_a_file_that_is_being_written_is_waited_for(
+    tmp_path: Path, name: str, pieces: list[str], pause: float, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
-    text = json.dumps([f"10.0.0.{number}:80" for number in range(1, 9)])
+    path = tmp_path / name
+    replace(path, '["10.0.0.1:80"]')
     async with watching(path) as watcher:
         await until(watcher, sees("10.0.0.1"))
         with path.open("w") as file:
-            for begin in range(0, len(text), 20):
-                file.write(text[begin : begin + 20])
+            for piece in pieces:
+                file.write(piece)
                 file.flush()
-                await asyncio.sleep(0.03)
-        await until(watcher, lambda snapshot: len(snapshot.endpoints) == 8, 2)
+                await asyncio.sleep(pause)
+        await until(watcher, lambda snapshot: len(snapshot.endpoints) > 1, 2)
+        assert len(watcher.snapshot.endpoints) == "".join(pieces).count(":80")
         assert watcher.snapshot.version == 2
     assert len(caplog.messages) == 1
 
