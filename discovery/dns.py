@@ -60,7 +60,7 @@ class Dns:
         min_ttl: seconds to wait at least before asking again.
         max_ttl: seconds to wait at most, so that a change is not missed for hours.
         timeout: seconds for one question, with retries and all servers.
-        tcp: ask over TCP at once, for servers that shorten UDP answers without saying so.
+        tcp: ask over TCP at once, for servers that shorten UDP answers without saying so, as Consul's does.
         tls: ask over TLS, port 853 by default; True, a `TLS`, or an `ssl.SSLContext`.
 
     Raises:

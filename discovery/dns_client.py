@@ -204,6 +204,26 @@ def _additional(section: Iterable[Any]) -> Mapping[tuple[str, RecordType], Answe
     return MappingProxyType(found)
 
 
+async def _ask_over_tcp(request: Any, host: str, port: int, tls: dict[str, Any], timeout: float) -> Any:  # noqa: ASYNC109
+    dns = _library().dns
+    try:
+        async with asyncio.timeout(timeout):
+            reader, writer = await asyncio.open_connection(host, port, **tls)
+            try:
+                writer.write(request.to_wire(prepend_length=True))
+                wire = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
+            finally:
+                # No farewell: with TLS a hung server would keep the socket for half a minute.
+                writer.transport.abort()
+    except TimeoutError as error:
+        raise dns.exception.Timeout(timeout=timeout) from error
+    # A record takes 50 us and more: a thousand of them in one go would hold up everything else.
+    response = await asyncio.to_thread(dns.message.from_wire, wire)
+    if not request.is_response(response):
+        raise dns.query.BadResponse
+    return response
+
+
 class _Library(NamedTuple):
     """dnspython, and what is made of its classes."""
 
@@ -216,7 +236,6 @@ class _Library(NamedTuple):
 def _library() -> _Library:
     try:
         import dns.asyncbackend  # noqa: PLC0415 - an extra
-        import dns.asyncquery  # noqa: PLC0415 - as above
         import dns.asyncresolver  # noqa: PLC0415 - as above
         import dns.nameserver  # noqa: PLC0415 - as above
     except ImportError as error:
@@ -229,30 +248,30 @@ def _library() -> _Library:
             return True
 
     class Server(dns.nameserver.Do53Nameserver):
-        """One server, over TLS if there is a context; the package's own class verifies other names."""
+        """One server. UDP is the package's business; over TCP an answer may be long, and is parsed in a thread."""
 
         def __init__(self, host: str, port: int, context: ssl.SSLContext | None, name: str | None) -> None:
             super().__init__(host, port)
-            self._context = context
-            self._name = name or host
+            self._tls: dict[str, Any] = (
+                {} if context is None else {"ssl": context, "server_hostname": name or host}
+            )
 
         def __str__(self) -> str:
             return join_host_port(self.address, self.port)
 
         def is_always_max_size(self) -> bool:
-            return self._context is not None
+            return bool(self._tls)
 
-        async def async_query(self, request: Any, timeout: float, *args: Any, **more: Any) -> Any:  # noqa: ASYNC109
-            if self._context is None:
-                return await super().async_query(request, timeout, *args, **more)
-            return await dns.asyncquery.tls(
-                request,
-                self.address,
-                timeout,
-                self.port,
-                backend=more["backend"],
-                ssl_context=self._context,
-                server_hostname=self._name,
-            )
+        async def async_query(  # type: ignore[override]
+            self,
+            request: Any,
+            *,
+            timeout: float,  # noqa: ASYNC109 - the package's own name for it
+            max_size: bool,
+            **more: Any,
+        ) -> Any:
+            if not max_size:
+                return await super().async_query(request, timeout=timeout, max_size=False, **more)
+            return await _ask_over_tcp(request, self.address, self.port, self._tls, timeout)
 
     return _Library(dns, Connected, Server)

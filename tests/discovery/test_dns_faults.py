@@ -162,6 +162,51 @@ async def test_tcp_at_once_asks_nothing_over_udp() -> None:
         assert server.queries == 0
 
 
+def _closes(_: bytes) -> bytes:
+    return b""
+
+
+def _garbage(_: bytes) -> bytes:
+    return b"\x00\x07garbage"
+
+
+def _half(query: bytes) -> bytes:
+    return b"\x00\xff" + query
+
+
+def _foreign(query: bytes) -> bytes:
+    wire = foreign(dns.message.from_wire(query[2:]))
+    return len(wire).to_bytes(2, "big") + wire
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        (_closes, "it closed the connection"),
+        (_half, "it closed the connection"),
+        (_garbage, "ShortHeader"),
+        (_foreign, "BadResponse"),
+        (None, "no answer"),
+    ],
+)
+async def test_what_is_no_answer_over_tcp(reply: Callable[[bytes], bytes] | None, words: str) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        query = await reader.readexactly(2)
+        query += await reader.readexactly(int.from_bytes(query, "big"))
+        if reply is None:
+            await reader.read()
+        else:
+            writer.write(reply(query))
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        where = "{}:{}".format(*server.sockets[0].getsockname())
+        source = Dns("web.test", 80, family="ipv4", nameservers=[where], tcp=True, timeout=0.3)
+        async with aclosing(source.watch()) as sets:
+            with pytest.raises(SourceError, match=f"{where} over TCP: {words}"):
+                await anext(sets)
+
+
 async def test_aliases_without_end_are_an_error() -> None:
     def reply(query: dns.message.Message) -> list[bytes]:
         response = dns.message.make_response(query)
