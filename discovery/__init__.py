@@ -4,8 +4,10 @@ from discovery.backoff import Backoff
 from discovery.cache import Cache
 from discovery.combined import Failover, Merge
 from discovery.consul import Consul
+from discovery.dns import Dns
 from discovery.endpoint import Endpoint
 from discovery.etcd import Etcd
+from discovery.file import File
 from discovery.hold import OnEmpty
 from discovery.snapshot import Snapshot
 from discovery.source import Memory, Source, SourceError, Static
@@ -18,9 +20,11 @@ __all__ = [
     "Backoff",
     "Cache",
     "Consul",
+    "Dns",
     "Endpoint",
     "Etcd",
     "Failover",
+    "File",
     "Memory",
     "Merge",
     "OnEmpty",

@@ -10,7 +10,10 @@ from urllib.parse import parse_qsl, unquote
 
 from discovery.combined import Failover, Merge
 from discovery.consul import Consul
+from discovery.dns import Dns
+from discovery.endpoint import split_host_port
 from discovery.etcd import Etcd
+from discovery.file import File
 from discovery.source import Source, Static
 from discovery.tls import TLS
 
@@ -21,6 +24,7 @@ _Known = Mapping[str, Callable[[str, str], Any]]  # options: name, then how to r
 _Opener = Callable[[str, str, _Options], Source]  # hosts, path, options
 
 _LONGEST_LABEL = 63
+_REPEATABLE = {"tag", "nameserver"}
 
 
 def open_source(url: str) -> Source:
@@ -32,6 +36,10 @@ def open_source(url: str) -> Source:
     - `consul://host:8500/service`, options `tag` (may be repeated), `dc`, `ns`, `filter`, `near`, `records`,
       `schemes`, `passing`, `token`, `token_file`, `wait`, `probe_interval`, `timeout`. Without a host,
       `consul:///service`, it is the agent that the environment names
+    - `dns://name:port` for the addresses of a name, `srv://_http._tcp.name` for SRV records, options `nameserver`
+      (may be repeated), `family`, `search`, `min_ttl`, `max_ttl`, `timeout`, `tcp`, `tls`; with DNS
+      servers in front as in gRPC: `dns://10.0.0.53/name:port`
+    - `file:///path/to/users.yaml`, options `interval`, `format`
 
     Several URLs are one source: `a + b` is all endpoints of both (`Merge`), `a | b` those of `b` when `a` is
     not good (`Failover`), with spaces around the sign.
@@ -75,12 +83,18 @@ def open_source(url: str) -> Source:
 def service_name(url: str) -> str:
     """The natural name of the service that a source URL is about, as a valid lower-case host name.
 
-    It is the last part of an etcd prefix or the Consul service, of the first of several URLs; `service` where
-    there is none. Characters that a host name cannot have become hyphens.
+    It is the last part of an etcd prefix, the Consul service, the name in DNS without the labels of SRV, or the
+    file's name without its ending, of the first of several URLs; `service` where there is none. Characters that
+    a host name cannot have become hyphens.
     """
     url = re.split(r" [|+] ", url)[0]
-    rest = url.partition("://")[2].partition("?")[0]
-    last = unquote(rest.partition("/")[2]).rstrip("/").rpartition("/")[2]
+    scheme, _, rest = url.partition("?")[0].partition("://")
+    hosts, _, path = rest.partition("/")
+    last = unquote(path).rstrip("/").rpartition("/")[2]
+    if scheme.lower() in ("dns", "srv"):
+        last = re.sub(r"^(_[^.]*\.)+|:[0-9]*$", "", last or hosts)
+    elif scheme.lower() == "file":
+        last = re.sub(r"(?<=.)\.(json|ya?ml)$", "", last)
     labels = (label.strip("-")[:_LONGEST_LABEL].strip("-") for label in _unfit(last).split("."))
     name = ".".join(label for label in labels if label)
     # A name that ends in a number would be taken for an IPv4 address.
@@ -102,9 +116,9 @@ def _options(query: str, known: _Known) -> _Options:
             shown = f" {name!r}" if re.fullmatch("[A-Za-z_-]{1,30}", name) else ""
             raise ValueError(f"unknown option{shown}; {allowed}")
         value = known[name](name, text)
-        if name in found and name != "tag":
+        if name in found and name not in _REPEATABLE:
             raise ValueError(f"option {name} is given twice")
-        found[name] = [*found.get(name, ()), value] if name == "tag" else value
+        found[name] = [*found.get(name, ()), value] if name in _REPEATABLE else value
     return found
 
 
@@ -178,6 +192,35 @@ def _open_consul(host: str, path: str, options: _Options) -> Source:
     return Consul(path.removesuffix("/"), address=host or None, **options)
 
 
+def _open_dns(hosts: str, path: str, options: _Options) -> Source:
+    name, servers = _name_and_servers(hosts, path, options)
+    host, port = split_host_port(name)
+    return Dns(host, port, nameservers=servers, **options)
+
+
+def _open_srv(hosts: str, path: str, options: _Options) -> Source:
+    name, servers = _name_and_servers(hosts, path, options)
+    return Dns(name, kind="srv", nameservers=servers, **options)
+
+
+def _name_and_servers(hosts: str, path: str, options: _Options) -> tuple[str, list[str]]:
+    servers = options.pop("nameserver", [])
+    name = path or hosts
+    if path and hosts:
+        if servers:
+            raise ValueError("nameservers stand either in front of the name or in options, not in both")
+        servers = hosts.split(",")
+    if not name:
+        raise ValueError("the name is missing")
+    return name, servers
+
+
+def _open_file(host: str, path: str, options: _Options) -> Source:
+    if host not in ("", "localhost"):
+        raise ValueError("the path must be absolute: three slashes before it, and no host")
+    return File(f"/{path}", **options)
+
+
 _OF_TLS: _Known = {"ca": _text, "cert": _text, "key": _text, "server_name": _text}
 _OF_ETCD: _Known = {
     "records": _text,
@@ -202,6 +245,17 @@ _OF_CONSUL: _Known = {
     "timeout": _seconds,
     **_OF_TLS,
 }
+_OF_DNS: _Known = {
+    "nameserver": _text,
+    "family": _text,
+    "search": _boolean,
+    "min_ttl": _seconds,
+    "max_ttl": _seconds,
+    "timeout": _seconds,
+    "tcp": _boolean,
+    "tls": _boolean,
+}
+_OF_FILE: _Known = {"interval": _seconds, "format": _text}
 _WITH_USER = ("etcd", "etcds")
 _WITH_TLS = ("etcd", "etcds", "consul", "consuls")
 _SCHEMES: Mapping[str, tuple[_Opener, _Known, str]] = MappingProxyType(
@@ -211,5 +265,8 @@ _SCHEMES: Mapping[str, tuple[_Opener, _Known, str]] = MappingProxyType(
         "etcds": (_open_etcd, _OF_ETCD, "etcds://etcd.example:2379/services/users/"),
         "consul": (_open_consul, _OF_CONSUL, "consul://127.0.0.1:8500/users?tag=v1"),
         "consuls": (_open_consul, _OF_CONSUL, "consuls://consul.example:8501/users?tag=v1"),
+        "dns": (_open_dns, _OF_DNS, "dns://users.example:8080"),
+        "srv": (_open_srv, _OF_DNS, "srv://_http._tcp.users.example"),
+        "file": (_open_file, _OF_FILE, "file:///etc/endpoints/users.yaml"),
     }
 )

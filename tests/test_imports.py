@@ -54,7 +54,14 @@ MODULES = {
         "endpoint fields records source tls"
     ),
     "discovery.combined": "connection endpoint snapshot source watcher",
-    "discovery.url": "combined consul etcd source tls",
+    "discovery.dns_client": "connection endpoint source tls",
+    "discovery.dns_lookup": "dns_client endpoint source",
+    "discovery.dns": "connection dns_client dns_lookup endpoint source tls",
+    "discovery.file_entries": "endpoint",
+    "discovery.file_json": "file_entries",
+    "discovery.file_yaml": "file_entries",
+    "discovery.file": "connection endpoint file_entries file_json file_yaml source",
+    "discovery.url": "combined consul dns endpoint etcd file source tls",
     "lbclient.errors": "",
     "lbclient.outcome": "errors",
     "lbclient.node": "errors outcome discovery",
@@ -118,4 +125,5 @@ def test_importing_the_library_imports_no_optional_package() -> None:
     code = "import sys, lbclient, discovery; print(*sys.modules)"
     command = [sys.executable, "-W", "error", "-c", code]
     loaded = set(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split())
-    assert not loaded & {"etcd3", "consul", "click", "rich", "requests", "lbclient.sandbox", "lbclient.cli"}
+    optional = {"etcd3", "consul", "dns", "yaml", "click", "rich", "requests"}
+    assert not loaded & (optional | {"lbclient.sandbox", "lbclient.cli"})

@@ -1,9 +1,10 @@
-"""Real servers on loopback: HTTP backends in processes of their own, etcd and Consul.
+"""Real servers on loopback: HTTP backends in processes of their own, etcd, Consul and DNS.
 
 They are there to be killed, paused and restarted by tests and by `lbclient demo`.
 """
 
 from lbclient.sandbox.backends import Backend, PortStats, backends
+from lbclient.sandbox.dns import DnsServer, start_dns
 from lbclient.sandbox.errors import NotKillable, SandboxError, ServerUnavailable
 from lbclient.sandbox.process import Process, free_port
 from lbclient.sandbox.registries import (
@@ -19,6 +20,7 @@ from lbclient.sandbox.registries import (
 __all__ = [
     "Backend",
     "ConsulServer",
+    "DnsServer",
     "EtcdCluster",
     "EtcdServer",
     "Https",
@@ -31,5 +33,6 @@ __all__ = [
     "backends",
     "free_port",
     "start_consul",
+    "start_dns",
     "start_etcd",
 ]

@@ -11,9 +11,9 @@ from typing import Literal
 from lbclient.sandbox import containers, debian
 from lbclient.sandbox.containers import Container
 from lbclient.sandbox.errors import SandboxError, ServerUnavailable
-from lbclient.sandbox.local import LocalServer
+from lbclient.sandbox.local import LocalServer, environment
 
-Program = Literal["etcd", "consul"]
+Program = Literal["etcd", "consul", "nsd"]
 
 ENVIRONMENT = {"etcd": "LBCLIENT_ETCD", "consul": "LBCLIENT_CONSUL"}
 
@@ -22,7 +22,7 @@ _IMAGES = {
     "consul": ("hashicorp/consul:1.20",),
 }
 _IN_IMAGE = {"etcd": "/usr/local/bin/etcd", "consul": "/bin/consul"}
-_VERSION_COMMANDS = {"etcd": ("--version",), "consul": ("version",)}
+_VERSION_COMMANDS = {"etcd": ("--version",), "consul": ("version",), "nsd": ("-v",)}
 _VERSION = re.compile(r"v?(\d+\.\d+(?:\.\d+)?)")
 
 
@@ -36,6 +36,7 @@ class Launcher:
         way: "PATH", "Docker" or "Debian".
         path: The program's file, None with Docker.
         image: Docker's image, None without.
+        libraries: Folder with shared libraries for the program, None if the machine has them.
     """
 
     program: Program
@@ -43,6 +44,7 @@ class Launcher:
     way: Literal["PATH", "Docker", "Debian"]
     path: Path | None = None
     image: str | None = None
+    libraries: Path | None = None
 
     def server(self, network: str | None = None, files: Sequence[Path] = ()) -> LocalServer | Container:
         """Return a server that is ready to be started.
@@ -52,7 +54,7 @@ class Launcher:
             files: What the program has to read, under the same paths as here.
         """
         if self.path is not None:
-            return LocalServer(self.path)
+            return LocalServer(self.path, self.libraries)
         return Container(str(self.image), _IN_IMAGE[self.program], network, files)
 
     def at_least(self, *numbers: int) -> bool:
@@ -95,6 +97,8 @@ def _on_path(program: Program, line: str | None) -> Launcher:
 
 
 def _in_docker(program: Program, line: str | None) -> Launcher:
+    if program not in _IMAGES:
+        raise SandboxError(f"{program} is not run in Docker: its files are written from here")
     problem = containers.engine_problem()
     if problem is not None:
         raise SandboxError(problem)
@@ -110,14 +114,17 @@ def _in_debian(program: Program, line: str | None) -> Launcher:
     for package in debian.PACKAGES[program]:
         if line is None or matches(line, package.line) or matches(package.line, line):
             path = debian.unpack(package)
-            return Launcher(program, _version(program, path), "Debian", path=path)
+            libraries = debian.library_folder(package, path)
+            version = _version(program, path, libraries)
+            return Launcher(program, version, "Debian", path=path, libraries=libraries)
     raise SandboxError(f"no package with {program} {line} is known here")
 
 
-def _version(program: Program, path: Path) -> str:
+def _version(program: Program, path: Path, libraries: Path | None = None) -> str:
     try:
         done = subprocess.run(  # noqa: S603 - our own arguments
             [path, *_VERSION_COMMANDS[program]],
+            env=environment(libraries),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -127,7 +134,7 @@ def _version(program: Program, path: Path) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SandboxError(f"{path} does not run: {error}") from error
-    found = _VERSION.search(done.stdout)
+    found = _VERSION.search(done.stdout or done.stderr)
     if done.returncode or found is None:
         raise SandboxError(f"{path} does not tell its version: {(done.stderr or done.stdout).strip()[-300:]}")
     return found[1]
@@ -135,12 +142,11 @@ def _version(program: Program, path: Path) -> str:
 
 def _advice(program: Program, line: str | None, reasons: list[str]) -> str:
     name = f"{program} {line}" if line else program
-    ways = [
-        f"set {ENVIRONMENT[program]} to the address of a running one (host:port)",
-        f"put the program {program} on PATH",
-        "start a Docker engine",
-        "on Debian, make its package archive reachable",
-    ]
+    ways = [f"put the program {program} on PATH", "on Debian, make its package archive reachable"]
+    if program in ENVIRONMENT:
+        ways.insert(0, f"set {ENVIRONMENT[program]} to the address of a running one (host:port)")
+    if program in _IMAGES:
+        ways.insert(-1, "start a Docker engine")
     tried = "".join(f"\n  - {reason}" for reason in reasons)
     advice = "".join(f"\n  {number}. {way}" for number, way in enumerate(ways, 1))
     return f"no {name} to run here. One of these helps:{advice}\nWhat was tried:{tried}"

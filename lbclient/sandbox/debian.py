@@ -31,6 +31,7 @@ class Package:
         line: Version line of the program, such as "3.5".
         program: The program's file inside of the package.
         description: What to call it in messages.
+        libraries: Further packages of the release, with shared libraries that a machine may not have.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Package:
     line: str
     program: str
     description: str
+    libraries: tuple[str, ...] = ()
 
 
 PACKAGES = {
@@ -46,6 +48,16 @@ PACKAGES = {
         Package("etcd-server", "bookworm", "3.4", "usr/bin/etcd", "etcd 3.4"),
     ),
     "consul": (Package("consul", "bullseye", "1.8", "usr/bin/consul", "Consul 1.8"),),
+    "nsd": (
+        Package(
+            "nsd",
+            "bookworm",
+            "4.6",
+            "usr/sbin/nsd",
+            "NSD 4.6",
+            ("libevent-2.1-7", "libfstrm0", "libprotobuf-c1", "libssl3"),
+        ),
+    ),
 }
 
 
@@ -79,6 +91,12 @@ def unpack(package: Package) -> Path:
     return program
 
 
+def library_folder(package: Package, program: Path) -> Path | None:
+    """Return the folder with the shared libraries that were unpacked beside a program; None if it has none."""
+    root = program.parents[package.program.count("/")]
+    return next(iter(sorted(root.glob("usr/lib/*-linux-*"))), None) if package.libraries else None
+
+
 def _expect_tools() -> None:
     missing = [tool for tool in ("apt-get", "dpkg") if shutil.which(tool) is None]
     if missing:
@@ -95,11 +113,13 @@ def _download(package: Package, folder: Path) -> None:
             (work / part).mkdir()
         configuration = _configuration(work, _source(work, package.suite))
         _run(["apt-get", "-q", "-c", str(configuration), "update"], work)
-        _run(["apt-get", "-q", "-c", str(configuration), "download", package.name], work / "package")
-        archives = list((work / "package").glob("*.deb"))
+        names = [package.name, *package.libraries]
+        _run(["apt-get", "-q", "-c", str(configuration), "download", *names], work / "package")
+        archives = sorted((work / "package").glob("*.deb"))
         if not archives:
             raise SandboxError(f"apt-get downloaded no {package.name}")
-        _run(["dpkg", "-x", str(archives[0]), str(work / "unpacked")], work)
+        for archive in archives:
+            _run(["dpkg", "-x", str(archive), str(work / "unpacked")], work)
         if not (work / "unpacked" / package.program).exists():
             raise SandboxError(f"{archives[0].name} has no {package.program}")
         shutil.rmtree(folder, ignore_errors=True)

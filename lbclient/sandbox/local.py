@@ -1,6 +1,8 @@
 """A server program as a local process with a data folder of its own."""
 
+import os
 import shutil
+import signal
 import tempfile
 import weakref
 from collections.abc import Sequence
@@ -23,8 +25,9 @@ class LocalServer:
     listen_host = LOOPBACK
     peer_host = LOOPBACK
 
-    def __init__(self, program: Path) -> None:
+    def __init__(self, program: Path, libraries: Path | None = None) -> None:
         self._program = program
+        self._libraries = libraries
         self._process = Process()
         self._arguments: list[str] = []
         self._folder = Path(tempfile.mkdtemp(prefix=f"lbclient-{program.name}-"))
@@ -44,7 +47,8 @@ class LocalServer:
         """Run the program with these arguments."""
         self._arguments = list(arguments)
         self._make_data_folder()
-        await self._process.start([str(self._program), *arguments], log=self._folder / "log")
+        argv = [str(self._program), *arguments]
+        await self._process.start(argv, env=environment(self._libraries), log=self._folder / "log")
 
     async def kill(self) -> None:
         """Kill -9; fine if it is not running."""
@@ -57,6 +61,10 @@ class LocalServer:
     async def resume(self) -> None:
         """Go on after `pause`."""
         await self._process.resume()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process alone, not to those that it started."""
+        os.kill(self._process.pid, number)
 
     async def restart(self) -> None:
         """Start it again with the data it had."""
@@ -103,3 +111,11 @@ class LocalServer:
     def tail(self) -> str:
         """Return the last lines that the program printed."""
         return self._process.tail()
+
+
+def environment(libraries: Path | None) -> dict[str, str] | None:
+    """Return the environment of a program with shared libraries of its own; None is this process's."""
+    if libraries is None:
+        return None
+    known = os.environ.get("LD_LIBRARY_PATH")
+    return {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join([str(libraries), *([known] if known else [])])}

@@ -87,7 +87,7 @@ class Server(ABC):
         Raises:
             SandboxError: It runs in a container.
         """
-        await self._local().back_up()
+        await self._own_files().back_up()
         await self.wait_healthy()
 
     async def roll_back(self) -> None:
@@ -96,7 +96,7 @@ class Server(ABC):
         Raises:
             SandboxError: It runs in a container.
         """
-        await self._local().roll_back()
+        await self._own_files().roll_back()
         await self.wait_healthy()
 
     async def stop(self) -> None:
@@ -131,7 +131,7 @@ class Server(ABC):
             )
         return self._host
 
-    def _local(self) -> LocalServer:
+    def _own_files(self) -> LocalServer:
         host = self._own()
         if not isinstance(host, LocalServer):
             raise SandboxError(f"{self.kind} {self.address} runs in a container; only local data is copied")

@@ -37,6 +37,18 @@ from discovery import TLS, Consul, Endpoint, Etcd, Source, Static, open_source, 
         ("consul:///web", "consul://127.0.0.1:8500/web"),
         ("consuls:///web", "consuls://127.0.0.1:8500/web"),
         ("consuls://h:8501/web?token=s3cret&server_name=x", "consuls://h:8501/web"),
+        ("dns://Users.Example:80", "dns://users.example:80"),
+        ("dns:///users:80", "dns://users:80"),
+        ("dns://users.:80?family=ipv4&min_ttl=2&max_ttl=5&timeout=1&search=0", "dns://users.:80?family=ipv4"),
+        (
+            "dns://u:80?nameserver=1.1.1.1&nameserver=[::1]:5",
+            "dns://u:80?nameserver=1.1.1.1:53&nameserver=[::1]:5",
+        ),
+        ("dns://1.1.1.1,[::1]/u:80?tls=1", "dns://u:80?nameserver=1.1.1.1:853&nameserver=[::1]:853&tls=1"),
+        ("srv://_http._tcp.users?tcp=1", "srv://_http._tcp.users?tcp=1"),
+        ("srv://1.1.1.1/users.service.consul", "srv://users.service.consul?nameserver=1.1.1.1:53"),
+        ("file:///etc/a%20b%3F.json?interval=0.5", "file:///etc/a%20b%3F.json"),
+        ("file://localhost/etc/users?format=yaml", "file:///etc/users?format=yaml"),
         ("static://10.0.0.1:80,[::1]:81,10.0.0.1:80", "Static(10.0.0.1:80, [::1]:81)"),
         ("static://10.0.0.1:80/", "Static(10.0.0.1:80)"),
     ],
@@ -52,7 +64,7 @@ def test_urls(url: str, shown: str) -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("zk://host/users", ["'zk'", "static, etcd, etcds, consul, consuls"]),
+        ("zk://host/users", ["'zk'", "static, etcd, etcds, consul, consuls, dns, srv, file"]),
         ("127.0.0.1:2379/users", ["etcd://127.0.0.1:2379/services/users/"]),
         ("etcd://host:2379", ["prefix is missing", "etcd://127.0.0.1:2379/services/users/"]),
         ("etcd://host:2379/", ["prefix is missing"]),
@@ -98,6 +110,25 @@ def test_urls(url: str, shown: str) -> None:
         ("static://10.0.0.1:80?x=1", ["unknown option 'x'", "there are none"]),
         ("static://10.0.0.1:80/users", ["nothing", "static://10.0.0.1:8080"]),
         ("static://", ["at least one"]),
+        ("dns://users", ["host:port, got 'users'", "dns://users.example:8080"]),
+        ("dns://", ["the name is missing"]),
+        ("dns://10.0.0.1:80", ["static://10.0.0.1:80"]),
+        ("dns://1.1.1.1/users", ["host:port, got 'users'"]),
+        ("dns://ns.test/users:80", ["nameserver must be an IP address", "'ns.test'"]),
+        ("dns://1.1.1.1/users:80?nameserver=1.1.1.1", ["not in both"]),
+        ("dns://users:80?family=v4", ["any, ipv4, ipv6", "'v4'"]),
+        ("dns://users:80?tls=maybe", ["tls must be one of 1, true, 0, false"]),
+        (
+            "dns://users:80?prefix=1",
+            ["'prefix'", "nameserver, family, search, min_ttl, max_ttl, timeout, tcp, tls"],
+        ),
+        ("srv://_http._tcp.users:80", ["'_http._tcp.users:80'"]),
+        ("srv://", ["the name is missing", "srv://_http._tcp.users.example"]),
+        ("file://etc/users.yaml", ["must be absolute", "three slashes", "file:///etc/endpoints/users.yaml"]),
+        ("file://users.yaml", ["must be absolute"]),
+        ("file:///", ["names no file"]),
+        ("file:///a.yaml?format=toml", ["json, yaml", "'toml'"]),
+        ("file:///a.yaml?interval=0", ["interval", "above 0"]),
     ],
 )
 def test_mistakes_are_explained(url: str, words: list[str]) -> None:
@@ -190,6 +221,14 @@ def test_wrong_arguments_are_refused(construct: Any, words: str) -> None:
         ("consul://h/Web?tag=a/b", "web"),
         ("consul://h/größe", "gr-e"),
         ("static://10.0.0.1:80", "service"),
+        ("dns://Users.example:80?family=ipv4", "users.example"),
+        ("dns:///users.:80", "users"),
+        ("dns://1.1.1.1:53/users.svc:80", "users.svc"),
+        ("srv://_http._tcp.users.example", "users.example"),
+        ("srv://1.1.1.1/_http._tcp.users", "users"),
+        ("file:///etc/endpoints/Users.yaml", "users"),
+        ("file:///etc/users.v2.json?interval=1", "users.v2"),
+        ("file:///etc/.yaml", "yaml"),
         ("nonsense", "service"),
     ],
 )
@@ -253,12 +292,15 @@ def python(code: str) -> str:
 
 
 def test_importing_discovery_imports_no_registry_package() -> None:
-    assert python("import discovery, sys; print({'etcd3', 'consul', 'requests'} & sys.modules.keys())") == "set()"
+    assert (
+        python("import discovery, sys; print({'etcd3', 'consul', 'requests', 'dns', 'yaml'} & sys.modules.keys())")
+        == "set()"
+    )
 
 
-@pytest.mark.parametrize("construct", ["Etcd('users')", "Consul('users')"])
+@pytest.mark.parametrize("construct", ["Etcd('users')", "Consul('users')", "Dns('users', 80)", "File('/a.yaml')"])
 def test_importing_a_registry_package_warns_of_nothing(construct: str) -> None:
-    assert python(f"from discovery import Consul, Etcd; {construct}") == ""
+    assert python(f"from discovery import Consul, Dns, Etcd, File; {construct}") == ""
 
 
 @pytest.mark.parametrize(
@@ -268,6 +310,11 @@ def test_importing_a_registry_package_warns_of_nothing(construct: str) -> None:
         ("etcd3", "open_source('etcd://h/users/')"),
         ("consul", "Consul('users')"),
         ("consul", "open_source('consul://h/users')"),
+        ("dns", "Dns('users', 80)"),
+        ("dns", "open_source('srv://_http._tcp.users')"),
+        ("yaml", "File('users.yaml')"),
+        ("yaml", "open_source('file:///users.yml')"),
+        ("yaml", "File('users', format='yaml')"),
     ],
 )
 def test_a_missing_extra_is_told_at_once(package: str, construct: str) -> None:
@@ -276,10 +323,11 @@ import sys
 sys.modules[{package!r}] = None
 from discovery import *
 open_source("static://h:80")
+File("users.json")
 try:
     {construct}
 except ImportError as error:
     print(error)
 """
-    extra = "etcd" if package == "etcd3" else "consul"
+    extra = "etcd" if package == "etcd3" else package
     assert f"support is not installed: pip install 'lbclient[{extra}]'" in python(code)
