@@ -4,6 +4,7 @@ from discovery.backoff import Backoff
 from discovery.consul import Consul
 from discovery.endpoint import Endpoint, Snapshot
 from discovery.etcd import Etcd
+from discovery.registrar import Registrar
 from discovery.source import Memory, Source, SourceError, Static
 from discovery.tls import TLS
 from discovery.url import open_source, service_name
@@ -16,6 +17,7 @@ __all__ = [
     "Endpoint",
     "Etcd",
     "Memory",
+    "Registrar",
     "Snapshot",
     "Source",
     "SourceError",

@@ -80,6 +80,7 @@ class Consul:
         self._probe_interval = positive("probe_interval", probe_interval)
         self._timeout = positive("timeout", timeout)
         tags = () if tag is None else (tag,) if isinstance(tag, str) else tuple(tag)
+        self.tags = tags
         self._filter = [("tag", each) for each in tags] + ([] if dc is None else [("dc", dc)])
         if not all(value for _, value in self._filter):
             raise ValueError("a tag or a data centre must not be empty")
@@ -170,6 +171,7 @@ class Consul:
             port=service.get("Port"),
             weight=(service.get("Weights") or {}).get(status.capitalize(), 1),
             zone=meta.get("zone", ""),
+            tls=meta.get("secure") == "true",
             metadata=meta,
             id=key,
         )

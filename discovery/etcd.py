@@ -68,6 +68,7 @@ class Etcd:
         self._timeout = positive("timeout", timeout)
         self._probe_interval = positive("probe_interval", probe_interval)
         self.hosts = EtcdClient(hosts.split(",") if isinstance(hosts, str) else hosts).members
+        self.records = records
         self._records = Records(reader(records), source=repr(self))
         self._turn = 0
         self._hinted = False

@@ -182,6 +182,8 @@ def _parse_etcd_naming(key: str, record: Any) -> Iterable[Endpoint]:
         more["weight"] = _weight(metadata.get("weight"))
         zone = metadata.get("zone")
         more["zone"] = _clean(zone) if isinstance(zone, str) else ""
+        if metadata.get("tls") is True and "://" not in address:
+            more["tls"] = True
     elif metadata is not None:
         more = {"metadata": {"Metadata": _text(metadata)}}
     return (Endpoint.parse(address, id=key, **more),)

@@ -35,6 +35,16 @@ MODULES = {
     "discovery.consul_client": "connection source tls",
     "discovery.consul": "connection consul_client endpoint records source tls",
     "discovery.url": "consul etcd source",
+    "discovery.health": "",
+    "discovery.standing": "",
+    "discovery.registration": "endpoint source",
+    "discovery.etcd_registration": "endpoint etcd etcd_client etcd_wire registration source",
+    "discovery.consul_registration": "consul consul_client endpoint registration",
+    "discovery.upkeep": "backoff endpoint registration source standing",
+    "discovery.registrar": (
+        "backoff connection consul consul_registration endpoint etcd etcd_registration health registration "
+        "standing upkeep url"
+    ),
     "lbclient.errors": "",
     "lbclient.outcome": "errors",
     "lbclient.node": "errors outcome discovery",
