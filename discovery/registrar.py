@@ -92,6 +92,10 @@ class Registrar:
         if health is not None and not callable(health):
             raise TypeError(f"health must be a function, not {health!r}")
         source = open_source(registry) if isinstance(registry, str) else registry
+        if isinstance(registry, str) and not isinstance(source, (Etcd, Consul)):
+            raise ValueError(  # noqa: TRY004 - it is the text that is wrong
+                f"a registrar needs the URL of etcd or Consul, not {source!r}"
+            )
         options = {"records": records, "tags": tags, "deregister_after": deregister_after}
         self._registration = _registration(source, endpoint, id, float(ttl), options)
         self._registration.validate(endpoint)
@@ -246,7 +250,7 @@ def _registration(
             name = name or f"{source.service}-{endpoint.address}"
             made = ConsulRegistration(source, id=name, ttl=ttl, tags=tags, deregister_after=after)
         case _:
-            raise TypeError(f"a registrar needs an Etcd or a Consul, or the URL of one, not {source!r}")
+            raise TypeError(f"a registrar needs an Etcd, a Consul or the URL of one, not {source!r}")
     for option in foreign:
         if options[option] is not None:
             raise ValueError(f"{option} is not for {type(source).__name__}")
