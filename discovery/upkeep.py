@@ -106,6 +106,7 @@ class Upkeep:
                 alive_at, pause = self._alive_at, 0.0
                 try:
                     await self._beat()
+                    break
                 except SourceError as error:
                     pause = error.retry_after
                     self._failed(str(error), gone=isinstance(error, (Forgotten, Taken)))
