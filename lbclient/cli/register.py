@@ -158,8 +158,8 @@ async def _either(ended: asyncio.Task[int], hurried: asyncio.Event, *, within: f
     hurry.cancel()
 
 
-class _Unhealthy(Exception):  # noqa: N818 - a line begins with its name
-    pass
+class Unhealthy(Exception):  # noqa: N818 - a line begins with this name
+    """The health URL answered with an error."""
 
 
 class _Health:
@@ -181,7 +181,7 @@ class _Health:
             raise RuntimeError("ask within the block")
         async with self._session.get(self._url, allow_redirects=False) as response:
             if response.status >= _HEALTHY_BELOW:
-                raise _Unhealthy(f"status {response.status}")
+                raise Unhealthy(f"status {response.status}")
 
 
 class _Lines:

@@ -125,7 +125,7 @@ async def test_it_stays_much_longer_than_its_ttl_and_ends_with_it(
     ):
         await until(watcher, sees("10.0.0.1"))
         watcher.subscribe(seen.append)
-        await asyncio.sleep(2)
+        await asyncio.sleep(1.5)
         assert {(snapshot.version, snapshot.state) for snapshot in seen} <= {(watcher.snapshot.version, "live")}
         await way.cut()
         await stands(registrar, "registered", reason="cannot connect", timeout=1)
@@ -136,17 +136,18 @@ async def test_it_stays_much_longer_than_its_ttl_and_ends_with_it(
         await stands(registrar, "registered")
 
 
-async def test_the_agent_is_restarted_and_wiped_and_gone(own: ConsulServer, unique: str, quick: None) -> None:
+async def test_the_agent_is_gone_for_longer_than_the_ttl_and_has_lost_its_data(
+    own: ConsulServer, unique: str, quick: None
+) -> None:
     source = Consul(unique, address=own.address)
     async with Watcher(source) as watcher, brief(source) as registrar:
         await until(watcher, sees("10.0.0.1"), 5)
-        for begin_again in (own.restart, own.wipe):
-            await own.kill()
-            await stands(registrar, "lost", timeout=4)
-            await begin_again()
-            await registrar.registered(4)
-            received_at = watcher.snapshot.received_at or 0
-            await until(watcher, lambda s, at=received_at: sees("10.0.0.1")(s) and s.received_at > at, 5)
+        await own.kill()
+        await stands(registrar, "lost", timeout=4)
+        await own.wipe()
+        await registrar.registered(4)
+        received_at = watcher.snapshot.received_at or 0
+        await until(watcher, lambda s: sees("10.0.0.1")(s) and (s.received_at or 0) > received_at, 5)
         # Leaving takes a bounded time when the agent does not answer, and next to none when there is none.
         other = brief(source, id="other", linger=30)
         await asyncio.wait_for(other.__aenter__(), 5)
@@ -197,7 +198,7 @@ async def test_the_last_process_with_an_id_wins(
             await until(watcher, sees("10.0.0.2"))
             await stands(first, "lost", reason="a second process with the same id?", timeout=3)
             versions = watcher.snapshot.version
-            await asyncio.sleep(1.1)
+            await asyncio.sleep(0.7)
             assert (watcher.snapshot.version, second.state) == (versions, "registered")
         await until(watcher, sees("10.0.0.1"), 3)
         await stands(first, "registered")
