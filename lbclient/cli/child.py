@@ -46,12 +46,12 @@ class Child:
 
     Attributes:
         signalled: the first SIGINT or SIGTERM, once it has come.
-        hurried: set with the second one.
+        hurried: whether another one has come since, and was passed on.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
         self.signalled: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
-        self.hurried = asyncio.Event()
+        self.hurried = False
         self._command = command
         self._process: Process | None = None
         self._wait: asyncio.Task[int] | None = None
@@ -99,7 +99,7 @@ class Child:
         elif not self.signalled.done():
             self.signalled.set_result(number)
         else:
-            self.hurried.set()
+            self.hurried = True
             self.send(number)
 
     @staticmethod

@@ -144,18 +144,12 @@ async def _with_command(
             was_registered = registrar.state == "registered" and not registrar.reason
         if not child.ended.done():
             if was_registered and not registrar.reason:
-                await _either(child.ended, child.hurried, within=linger)
-            child.send(child.signalled.result())
+                await asyncio.wait([child.ended], timeout=linger)
+            if not child.hurried:
+                child.send(child.signalled.result())
         # Not awaited as such: being cancelled must not cancel the waiting for its end.
         await asyncio.wait([child.ended])
         return child.ended.result()
-
-
-async def _either(ended: asyncio.Task[int], hurried: asyncio.Event, *, within: float) -> None:
-    hurry = asyncio.create_task(hurried.wait())
-    tasks: list[asyncio.Task[Any]] = [ended, hurry]
-    await asyncio.wait(tasks, timeout=within, return_when=asyncio.FIRST_COMPLETED)
-    hurry.cancel()
 
 
 class Unhealthy(Exception):  # noqa: N818 - a line begins with this name

@@ -168,6 +168,21 @@ def test_nothing_is_written_before_the_first_verdict() -> None:
     virtual_time.run(main())
 
 
+def test_another_wording_of_a_complaint_is_no_news() -> None:
+    async def main() -> tuple[Scripted, list[str]]:
+        client, vote, heard = Scripted(), Vote(), list[str]()
+        vote.answer = lambda: {}[vote.asked]
+        registrar = scripted(client, ttl=600, health=vote, health_interval=1)
+        registrar.subscribe(lambda state, reason: heard.append(f"{state} {reason}"))
+        async with registrar:
+            await asyncio.sleep(50)
+        return client, heard
+
+    client, heard = virtual_time.run(main())
+    assert len(client.times("/kv/txn")) == 1
+    assert heard == ["unhealthy KeyError: 1", "left "]
+
+
 def test_leaving_before_anything_was_written_asks_nobody() -> None:
     async def main() -> None:
         client = Scripted()

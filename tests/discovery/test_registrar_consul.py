@@ -110,7 +110,16 @@ async def test_what_somebody_breaks_is_mended(
         await stands(registrar, "registered")
     levels = [record.levelname for record in caplog.records if record.name == "discovery.registrar"]
     assert levels == ["INFO", "WARNING", "INFO", "WARNING", "INFO", "INFO"]
+    assert caplog.text.count("no longer registered") == 2
     assert "the instance was changed" in caplog.text
+
+
+async def test_a_verdict_is_seen_at_once_and_not_with_the_next_beat(consul: ConsulServer, unique: str) -> None:
+    source, vote = Consul(unique, address=consul.address), Vote()
+    async with Watcher(source) as watcher, brief(source, ttl=600, health=vote, health_interval=0.05):
+        for answer in (True, False, True):
+            vote.answer = lambda answer=answer: answer
+            await until(watcher, sees("10.0.0.1") if answer else sees(), 3)
 
 
 async def test_it_stays_much_longer_than_its_ttl_and_ends_with_it(
