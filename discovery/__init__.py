@@ -9,6 +9,7 @@ from discovery.endpoint import Endpoint
 from discovery.etcd import Etcd
 from discovery.file import File
 from discovery.hold import OnEmpty
+from discovery.registrar import Registrar
 from discovery.snapshot import Snapshot
 from discovery.source import Memory, Source, SourceError, Static
 from discovery.tls import TLS
@@ -28,6 +29,7 @@ __all__ = [
     "Memory",
     "Merge",
     "OnEmpty",
+    "Registrar",
     "Snapshot",
     "Source",
     "SourceError",

@@ -106,6 +106,7 @@ class Consul:
         self._probe_interval = positive("probe_interval", probe_interval)
         self._timeout = positive("timeout", timeout)
         tags = () if tag is None else (tag,) if isinstance(tag, str) else tuple(tag)
+        self.tags = tags
         self._params = [("tag", each) for each in tags]
         self._params += [(name, value) for name, value in (("dc", dc), ("near", near)) if value is not None]
         self._expression = filter or ""

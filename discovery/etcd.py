@@ -86,6 +86,7 @@ class Etcd:
         self._timeout = positive("timeout", timeout)
         self._probe_interval = positive("probe_interval", probe_interval)
         self.hosts = EtcdClient(hosts.split(",") if isinstance(hosts, str) else hosts).members
+        self.records = records
         self._authentication = shared_authentication(self.hosts, user, password)
         self._records = Records(reader(records, schemes=schemes), source=repr(self))
         self._turn = 0

@@ -29,7 +29,8 @@ _SKYDNS_WEIGHT = 100.0  # plugin/backend_lookup.go of CoreDNS
 def etcd_naming(key: str, record: Any, schemes: frozenset[str]) -> Iterable[Endpoint]:
     """`Update` of go.etcd.io/etcd/client/v3/naming: Op (0 add, 1 delete), Addr, Metadata of any kind.
 
-    A weight in the metadata is taken if it is one: nobody prescribes what metadata is.
+    A weight in the metadata is taken if it is one: nobody prescribes what metadata is. `"tls": true` in it is what
+    our own registrar writes.
     """
     record = _object(record, '{"Op": 0, "Addr": "host:port"}')
     operation, address, metadata = record.get("Op", 0), record.get("Addr"), record.get("Metadata")
@@ -45,7 +46,10 @@ def etcd_naming(key: str, record: Any, schemes: frozenset[str]) -> Iterable[Endp
         more = {"metadata": texts(metadata), "weight": weight, "zone": zone_in(metadata)}
     elif metadata is not None:
         more = {"metadata": texts({"Metadata": metadata})}
-    return (endpoint_at(address, schemes, id=key, **more),)
+    endpoint = endpoint_at(address, schemes, id=key, **more)
+    if isinstance(metadata, dict) and metadata.get("tls") is True and "://" not in address:
+        endpoint = replace(endpoint, tls=True)
+    return (endpoint,)
 
 
 def kratos(key: str, record: Any, schemes: frozenset[str]) -> Iterable[Endpoint]:

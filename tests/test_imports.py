@@ -42,7 +42,8 @@ MODULES = {
     "discovery.etcd_client": "connection etcd_auth etcd_wire source tls",
     "discovery.etcd_view": "etcd_wire records source",
     "discovery.etcd": (
-        "connection endpoint etcd_auth etcd_client etcd_view etcd_wire fields formats records source tls"
+        "connection endpoint etcd_auth etcd_client etcd_view etcd_wire fields formats records "
+        "source tls"
     ),
     "discovery.consul_agent": "connection source tls",
     "discovery.consul_client": "connection consul_agent source tls",
@@ -62,6 +63,16 @@ MODULES = {
     "discovery.file_yaml": "file_entries",
     "discovery.file": "connection endpoint file_entries file_json file_yaml source",
     "discovery.url": "combined consul dns endpoint etcd file source tls",
+    "discovery.health": "",
+    "discovery.standing": "",
+    "discovery.registration": "endpoint source",
+    "discovery.etcd_registration": "endpoint etcd etcd_client etcd_wire registration source",
+    "discovery.consul_registration": "consul consul_client endpoint registration",
+    "discovery.upkeep": "backoff endpoint registration source standing",
+    "discovery.registrar": (
+        "backoff connection consul consul_registration endpoint etcd etcd_registration health "
+        "registration standing upkeep url"
+    ),
     "lbclient.errors": "",
     "lbclient.outcome": "errors",
     "lbclient.node": "errors outcome discovery",

@@ -13,7 +13,7 @@ import click
 __all__ = ["lbclient"]
 
 # Each is the command of that name in the module of that name.
-_COMMANDS = ("demo", "get", "watch")
+_COMMANDS = ("demo", "get", "watch", "register")
 
 
 class _Commands(click.Group):
@@ -59,6 +59,6 @@ def lbclient(context: click.Context, *, verbose: bool) -> None:
     )
     if not verbose:
         # The commands tell by themselves which registries and endpoints come and go.
-        for name in ("discovery.watcher", "lbclient"):
+        for name in ("discovery.watcher", "discovery.registrar", "lbclient"):
             logging.getLogger(name).setLevel(logging.ERROR)
         logging.getLogger("lbclient.sandbox").setLevel(logging.WARNING)
