@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from discovery import Endpoint
-from discovery.etcd import _View
+from discovery.etcd_view import View
 from discovery.etcd_wire import b64
 from discovery.formats import FORMATS, reader
 from discovery.records import Records, Weight
@@ -342,10 +342,12 @@ def test_monsters(value: bytes) -> None:
 @given(st.lists(st.tuples(st.binary(max_size=8), values, st.booleans())), st.sampled_from(["auto", *FORMATS]))
 def test_no_bytes_raise_out_of_the_view_of_etcd(changes: list[tuple[bytes, bytes, bool]], name: str) -> None:
     found = records(name)
-    view = _View("http://h:1", found, "7", 1)
+    view = View("http://h:1", found, "7", 1)
     for revision, (key, value, put) in enumerate(changes, 2):
         pair = {"key": b64(key), "mod_revision": str(revision), **({"value": b64(value)} if put else {})}
         kind = {} if put else {"type": "DELETE"}
-        assert view.apply({"result": {"header": {"cluster_id": "7"}, "events": [{"kv": pair, **kind}]}})
+        answer = {"result": {"header": {"cluster_id": "7"}, "events": [{"kv": pair, **kind}]}}
+        for event in view.events(answer):
+            view.apply(event)
     assert view.revision == len(changes) + 1
     assert len(found.skipped) <= len(view.keys)

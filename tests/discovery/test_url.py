@@ -71,7 +71,7 @@ def test_urls(url: str, shown: str) -> None:
         ("etcd:///users/", ["host is missing"]),
         ("etcd://host:x/users/", ["'host:x'"]),
         ("etcd://::1/users/", ["brackets"]),
-        ("etcd://host/users/?tag=a", ["unknown option 'tag'", "records, probe_interval, timeout"]),
+        ("etcd://host/users/?tag=a", ["unknown option 'tag'", "records, schemes, probe_interval, timeout"]),
         ("etcd://host/users/?records=yaml", ["auto, address, etcd", "'yaml'"]),
         ("etcd://host/users/?timeout=fast", ["timeout", "'fast'"]),
         ("etcd://host/users/?timeout=0", ["timeout", "above 0"]),
@@ -92,7 +92,7 @@ def test_urls(url: str, shown: str) -> None:
         ("static://10.0.0.1:80?ca=/a.pem", ["unknown option 'ca'"]),
         ("consul://host:8500", ["service is missing", "consul://127.0.0.1:8500/users"]),
         ("consul:///", ["service is missing"]),
-        ("consul://host/web?ca=x&key=y", ["ca, key: only with TLS"]),
+        ("consul://host/web?ca=x&key=y", ["option ca is for TLS only: consuls://"]),
         ("consuls://host/web?ca=/no/such", ["'/no/such'"]),
         ("consuls://host/web?key=/no/such", ["needs a cert"]),
         ("consul://host/web?filter=", ["filter", "empty"]),
@@ -264,7 +264,8 @@ def test_tls_options(scheme: str, tmp_path: Path) -> None:
     source = open_source(f"{scheme}://h/users?{query}&server_name=etcd.example")
     expected = {name: str(tmp_path / file) for name, file in options.items()}
     assert isinstance(source, Etcd | Consul)
-    assert source._tls == TLS(**expected, server_name="etcd.example")
+    tls = source._tls if isinstance(source, Etcd) else source._access.tls
+        assert tls == TLS(**expected, server_name="etcd.example")
     for scheme_of_text in (scheme, scheme.upper()):
         assert open_source(f"{scheme_of_text}://h/users")._tls == TLS()  # type: ignore[attr-defined]
         assert open_source(f"{scheme_of_text[:-1]}://h/users")._tls is None  # type: ignore[attr-defined]
