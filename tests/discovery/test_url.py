@@ -252,6 +252,11 @@ def test_users_and_passwords_are_decoded() -> None:
         assert "p/:?:é%" not in shown
 
 
+def tls_of(source: object) -> TLS | None:
+    assert isinstance(source, Etcd | Consul)
+    return source._tls if isinstance(source, Etcd) else source._access.tls
+
+
 @pytest.mark.parametrize("scheme", ["etcds", "consuls"])
 def test_tls_options(scheme: str, tmp_path: Path) -> None:
     authority = trustme.CA()
@@ -264,10 +269,9 @@ def test_tls_options(scheme: str, tmp_path: Path) -> None:
     source = open_source(f"{scheme}://h/users?{query}&server_name=etcd.example")
     expected = {name: str(tmp_path / file) for name, file in options.items()}
     assert isinstance(source, Etcd | Consul)
-    tls = source._tls if isinstance(source, Etcd) else source._access.tls
-        assert tls == TLS(**expected, server_name="etcd.example")
+    assert tls_of(source) == TLS(**expected, server_name="etcd.example")
     for scheme_of_text in (scheme, scheme.upper()):
-        assert open_source(f"{scheme_of_text}://h/users")._tls == TLS()  # type: ignore[attr-defined]
+        assert tls_of(open_source(f"{scheme_of_text}://h/users")) == TLS()
         assert open_source(f"{scheme_of_text[:-1]}://h/users")._tls is None  # type: ignore[attr-defined]
 
 
