@@ -79,8 +79,8 @@ class Authentication:
             refused: the token that is not to be used again, if it is still this one.
 
         Raises:
-            SourceError: there is none. If user and password were refused, at first for 5 s or a little more neither
-                this member nor another one is asked again; `retry_after` is what is left of that time.
+            SourceError: there is none. If user and password were refused, neither this member nor another one is
+                asked again for 5 s or a little more, and later longer; `retry_after` is what is left of it.
         """
         while self._token is None or self._token == refused:
             password = self._current_password(url)
@@ -188,7 +188,7 @@ def needs_token(error: EtcdError) -> bool:
 
 
 def canceled_for_token(reason: str) -> bool:
-    """Whether a watch may have been canceled for its token; etcd 3.5.1 calls an expired one "permission denied"."""
+    """Whether a watch may have been canceled for its token; etcd 3.5.1 says "permission denied" then."""
     return any(words in reason for words in (*_NEEDS_TOKEN, "invalid auth token", "permission denied"))
 
 

@@ -14,7 +14,7 @@ import virtual_time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discovery import Dns, SourceError, Watcher
+from discovery import Dns, Endpoint, SourceError, Watcher
 from discovery.dns_client import Absent, Answer, SrvRecord
 from discovery.dns_lookup import shares
 
@@ -236,6 +236,29 @@ def test_many_targets_are_not_asked_for_all_at_once(script: Script) -> None:
         script.says[f"{name}.", "A"] = a(f"10.0.0.{number}")
     assert len(rounds(Dns("_x", kind="srv"))[0]) == 100
     assert script.most_at_once <= 32
+
+
+async def test_others_have_their_turn_while_many_endpoints_are_made(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns, seen = [0], set()
+
+    def make(**more: Any) -> Endpoint:
+        seen.add(turns[0])
+        return Endpoint(**more)
+
+    async def count() -> None:
+        while True:
+            turns[0] += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr("discovery.dns_lookup.Endpoint", make)
+    script.says["web", "A"] = a(*(f"10.0.{number >> 8}.{number & 255}" for number in range(1000)))
+    counting = asyncio.create_task(count())
+    async with aclosing(Dns("web", 80).watch()) as sets:
+        assert len(await anext(sets)) == 1000
+    counting.cancel()
+    assert len(seen) >= 4
 
 
 def test_port_0_in_srv_is_skipped(script: Script) -> None:
