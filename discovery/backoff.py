@@ -1,11 +1,11 @@
-"""How long to wait: before trying to reach a registry again, and between things that come too often."""
+"""How long to wait before trying again to reach a registry."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
 
-__all__ = ["Backoff", "Pace"]
+__all__ = ["Backoff"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,25 +41,3 @@ class Backoff:
         # Beyond 64 retries the cap holds anyway; the power would overflow some day.
         longest = min(self.cap, self.base * self.factor ** min(failures - 2, 64))
         return longest * rng.uniform(1 - self.jitter, 1 + self.jitter)
-
-
-class Pace:
-    """A token bucket, as the generic cell rate algorithm: one number is all its state.
-
-    https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm
-
-    Args:
-        rate: turns per second.
-        burst: turns that may follow each other at once.
-    """
-
-    def __init__(self, rate: float, burst: int) -> None:
-        self._interval = 1 / rate
-        self._slack = (burst - 1) / rate
-        self._next_at = float("-inf")
-
-    def delay(self, now: float, turns: float = 1.0) -> float:
-        """Seconds to wait; the turn is taken. One that costs more than others counts as several."""
-        at = max(self._next_at, now - self._slack)
-        self._next_at = at + self._interval * turns
-        return max(0.0, at - now)

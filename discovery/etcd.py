@@ -138,7 +138,7 @@ class Etcd:
                             show_at = min(show_at, max(now(), rested_at))
                         right = False
                         if now() >= probe_at:
-                            right = view.agrees(await self._probe(client))
+                            right = view.agrees(await self._probe(client, view))
                             probe_at = self._next_probe() if right else now() + _DOUBT
                         if right or now() >= show_at:
                             began_at, show_at = now(), math.inf
@@ -204,9 +204,9 @@ class Etcd:
             limit = min(_LARGEST_PAGE, max(1, len(pairs) * _PAGE_BYTES // max(1, size)))
             page |= {"key": b64(key + b"\0"), "revision": str(view.revision), "limit": str(limit)}
 
-    async def _probe(self, client: EtcdClient) -> Probe:
-        newest = {"limit": "1", "keys_only": True, "sort_target": "MOD", "sort_order": "DESCEND"}
-        return Probe.read(client.url, await self._read(client, {**self._range, **newest}))
+    async def _probe(self, client: EtcdClient, view: View) -> Probe:
+        request = {**self._range, **Probe.request(view.confirmed)}
+        return Probe.read(client.url, await self._read(client, request))
 
     async def _read(self, client: EtcdClient, body: Mapping[str, Any]) -> dict[str, Any]:
         """Ask for keys in our range."""

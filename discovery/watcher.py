@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-from discovery.backoff import Backoff, Pace
+from discovery.backoff import Backoff
 from discovery.cache import Cache, Cached, keep
 from discovery.endpoint import Endpoint, endpoint_tuple
 from discovery.hold import Hold, OnEmpty
@@ -26,11 +26,6 @@ __all__ = ["Watcher"]
 
 log = logging.getLogger(__name__)
 
-# A swap is not free: each listener looks at each endpoint. Deploys are bursts, and there are registries that are
-# written to without end: beyond the burst, swaps take about a tenth of a core at most.
-_SWAPS_PER_SECOND, _BURST = 50.0, 20
-_ENDPOINTS_PER_TURN = 3000
-
 
 class Watcher(Published):
     """Follows one source in one background task and swaps `snapshot` when something changed.
@@ -38,9 +33,8 @@ class Watcher(Published):
     What a caller may rely on: `snapshot` is always a complete, immutable value and reading it costs nothing; an
     error of the source never ends the watcher and never takes away the last good endpoints, it only turns
     the state to `stale`; endpoints that vanish all at once stay for a while (see `Hold`); each change of state is
-    logged once. A few changes are swapped at once; of many in a row, those that come within 20 ms of each other
-    (80 ms with 10 000 endpoints) are swapped together. What it does not do: it never decides which endpoint is
-    healthy.
+    logged once. What it does not do: it never decides which endpoint is healthy, and it does not collect changes;
+    a source that may have thousands a second does.
 
     Args:
         source: where the endpoints come from.
@@ -81,7 +75,6 @@ class Watcher(Published):
         self.counts = Counter(updates=0, changes=0, outages=0, holds=0)
         self._backoff = backoff or Backoff()
         self._rng = rng or random.Random()
-        self._pace = Pace(_SWAPS_PER_SECOND, _BURST)
         self._hold = Hold(on_empty, seconds=hold_for, collapse=collapse)
         self._hold_reason = ""
         self._hold_over: asyncio.TimerHandle | None = None
@@ -173,13 +166,8 @@ class Watcher(Published):
             try:
                 async with aclosing(self.source.watch()) as sets:
                     async for endpoints in sets:
-                        changed = self._received(endpoints, followed=began_at is not None)
+                        self._received(endpoints, followed=began_at is not None)
                         began_at = began_at or now()
-                        if changed:
-                            # What comes meanwhile is in the next set: the source has it, or the socket behind it.
-                            turns = max(1.0, len(endpoints) / _ENDPOINTS_PER_TURN)
-                            if delay := self._pace.delay(now(), turns):
-                                await asyncio.sleep(delay)
                 reason = "the source ended"
             except asyncio.CancelledError as error:
                 # Only our own cancellation may end the task; a source that leaks one is a broken source.
@@ -197,11 +185,8 @@ class Watcher(Published):
             self._lost(reason)
             await asyncio.sleep(max(retry_after, self._backoff.delay(failures, self._rng)))
 
-    def _received(self, endpoints: Sequence[Endpoint], *, followed: bool) -> bool:
-        """Take in what the registry lists; whether the snapshot's endpoints changed.
-
-        `followed` means that no change was missed since the last time.
-        """
+    def _received(self, endpoints: Sequence[Endpoint], *, followed: bool) -> None:
+        """Take in what the registry lists; `followed` means that no change was missed since the last time."""
         before = self.snapshot
         if endpoints is self._seen:
             listed = self._listed  # a sign of life; sorting thousands of endpoints for that is a waste
@@ -221,7 +206,6 @@ class Watcher(Published):
         self._show(replace(before, received_at=time.monotonic(), state="live"))
         if before.state not in ("live", "held"):
             log.info("%s: live, %d endpoints", self.name, len(self.snapshot.endpoints))
-        return self.snapshot.version != before.version
 
     def _lost(self, reason: str) -> None:
         old = self.snapshot

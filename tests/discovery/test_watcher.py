@@ -297,47 +297,6 @@ def test_what_is_no_source_is_refused() -> None:
         Static([])
 
 
-def test_of_many_changes_those_that_come_close_together_are_swapped_together() -> None:
-    """A few at once, as in a deploy; then at most 50 a second, the last one never missing."""
-
-    async def main() -> None:
-        memory = Memory()
-        async with Watcher(memory) as watcher:
-            await watcher.ready(1)
-            swapped: list[float] = []
-            watcher.subscribe(lambda _: swapped.append(asyncio.get_running_loop().time()))
-            for number in range(1, 16):
-                memory.set([Endpoint(host="10.0.0.1", port=number)])
-                await turns(3)
-                assert watcher.snapshot.endpoints == memory.endpoints
-            burst = len(swapped)
-            for number in range(5000):
-                memory.set([Endpoint(host="10.0.0.2", port=number + 1)])
-                await asyncio.sleep(0.0002)
-            await asyncio.sleep(0.02)
-            assert watcher.snapshot.endpoints == memory.endpoints
-            assert burst == 15
-            assert 40 <= len(swapped) - burst <= 70
-
-    run(main())
-
-
-def test_big_sets_are_swapped_more_seldom() -> None:
-    async def main() -> None:
-        memory = Memory()
-        endpoints = [Endpoint(host=f"10.0.{n // 250}.{n % 250}", port=80) for n in range(1, 9001)]
-        async with Watcher(memory) as watcher:
-            await watcher.ready(1)
-            for number in range(100):
-                memory.set([*endpoints[:-1], Endpoint(host="10.9.9.9", port=number + 1)])
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(0.06)
-            assert watcher.snapshot.endpoints == memory.endpoints
-            assert watcher.snapshot.version < 30
-
-    run(main())
-
-
 def test_a_sign_of_life_is_not_sorted_again(monkeypatch: pytest.MonkeyPatch) -> None:
     sorted_ = []
 
