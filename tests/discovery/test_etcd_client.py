@@ -230,23 +230,46 @@ def event(revision: int, key: int, kind: str = "PUT") -> dict[str, Any]:
     return {"type": kind, "kv": pair} if kind != "PUT" else {"kv": pair}
 
 
-def probe(count: int, newest: int, revision: int = 20, cluster: str = "7") -> Probe:
-    return Probe(cluster=cluster, revision=revision, count=count, newest=newest)
+def probe(count: int, *, revision: int = 20, cluster: str = "7", upto: int = 0, **changed: int) -> Probe:
+    """`a3=15` means that key a/3 was written at revision 15."""
+    keys = {f"a/{name[1:]}".encode(): at for name, at in changed.items()}
+    return Probe(cluster=cluster, revision=revision, count=count, changed=keys, upto=upto or revision)
 
 
 def test_a_probe_that_fits() -> None:
-    assert view(1, 2).agrees(probe(2, 2))
-    assert view().agrees(probe(0, 0))
+    assert view(1, 2).agrees(probe(2))
+    assert view(1, 2).agrees(probe(2, a1=1))
+    assert view().agrees(probe(0))
+
+
+def test_a_probe_asks_for_what_was_written_since_the_last_that_fitted() -> None:
+    seen = view(1, 2)
+    assert Probe.request(seen.confirmed)["min_mod_revision"] == "11"
+    assert seen.agrees(probe(2, revision=20))
+    assert seen.confirmed == 20
+    assert not seen.agrees(probe(3, revision=30))
+    assert seen.confirmed == 20
+    seen.apply(event(25, 3))
+    assert seen.agrees(probe(3, revision=30, a3=25))
+    assert seen.confirmed == 30
+    # An answer that is cut off shows no more than it has.
+    for key in (4, 5):
+        seen.apply(event(30 + key, key))
+    assert seen.agrees(probe(5, revision=40, upto=34, a4=34))
+    assert seen.confirmed == 34
 
 
 def test_another_cluster_or_an_older_revision_is_an_error_at_once() -> None:
     with pytest.raises(SourceError, match="another etcd cluster"):
-        view(1).agrees(probe(1, 1, cluster="8"))
+        view(1).agrees(probe(1, cluster="8"))
     with pytest.raises(SourceError, match="went back from revision 10 to 9"):
-        view(1).agrees(probe(1, 1, revision=9))
+        view(1).agrees(probe(1, revision=9))
 
 
-@pytest.fixture(params=[probe(3, 2), probe(1, 2), probe(2, 15)], ids=["a key more", "a key less", "a newer value"])
+@pytest.fixture(
+    params=[probe(3), probe(1), probe(2, a1=15), probe(2, a1=14, a2=2), probe(2, a7=15)],
+    ids=["a key more", "a key less", "a newer value", "an update behind others", "another key"],
+)
 def doubted(request: pytest.FixtureRequest) -> View:
     made = view(1, 2)
     assert not made.agrees(request.param)
@@ -255,21 +278,21 @@ def doubted(request: pytest.FixtureRequest) -> View:
 
 def test_a_doubt_that_stays_without_any_event_is_a_loss(doubted: View) -> None:
     with pytest.raises(SourceError, match="were lost"):
-        doubted.agrees(probe(3, 15))
+        doubted.agrees(probe(3, a1=15))
 
 
 def test_a_doubt_is_over_when_the_probe_fits(doubted: View) -> None:
-    assert doubted.agrees(probe(2, 2))
-    assert not doubted.agrees(probe(3, 2))
+    assert doubted.agrees(probe(2))
+    assert not doubted.agrees(probe(3))
 
 
 def test_an_event_in_between_gives_a_doubt_more_time(doubted: View) -> None:
     doubted.apply(event(15, 3))
-    assert not doubted.agrees(probe(9, 16))
+    assert not doubted.agrees(probe(9, a3=16))
     doubted.apply(event(16, 3))
-    assert not doubted.agrees(probe(9, 17))
+    assert not doubted.agrees(probe(9, a3=17))
     with pytest.raises(SourceError, match="were lost"):
-        doubted.agrees(probe(9, 17))
+        doubted.agrees(probe(9, a3=17))
 
 
 def test_under_load_a_doubt_is_decided_by_the_first_event_beyond_the_probe(doubted: View) -> None:
@@ -280,8 +303,8 @@ def test_under_load_a_doubt_is_decided_by_the_first_event_beyond_the_probe(doubt
 
 def test_events_up_to_the_probe_settle_it() -> None:
     late = view(1, 2)
-    assert not late.agrees(probe(2, 19))
+    assert not late.agrees(probe(2, a3=19))
     late.apply(event(18, 1, "DELETE"))
     late.apply(event(19, 3))
     late.apply(event(21, 4))
-    assert late.agrees(probe(3, 21, revision=21))
+    assert late.agrees(probe(3, revision=21, a3=19, a4=21))
