@@ -86,7 +86,7 @@ def shortened(query: dns.message.Message) -> list[bytes]:
     return [response.to_wire()]
 
 
-async def ask(*servers: Fake, timeout: float = 0.4) -> list[str]:  # noqa: ASYNC109 - the source's
+async def ask(*servers: Fake, timeout: float = 0.2) -> list[str]:  # noqa: ASYNC109 - the source's
     source = Dns("web.test", 80, family="ipv4", nameservers=[s.address for s in servers], timeout=timeout)
     async with aclosing(source.watch()) as sets:
         return [endpoint.host for endpoint in await anext(sets)]
