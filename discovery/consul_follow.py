@@ -98,9 +98,11 @@ class Follower:
             if time.monotonic() - self._polled_at > _REFUSED_WITHIN:
                 raise
             self._poll_ends_at = 0.0
-            self._ask_for_a_while()
+            self._end_turn()
             # Perhaps it does answer what needs no waiting.
-            return await self._complete()
+            answer = await self._complete()
+            self._ask_for_a_while()
+            return answer
 
     async def _waited(self) -> Answer | None:
         if self._poll is None:

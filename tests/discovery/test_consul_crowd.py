@@ -62,7 +62,7 @@ async def test_more_services_than_an_agent_takes_connections(
         await asyncio.sleep(1)  # until each has found its way
         assert sum(watcher.source.polling for watcher in watchers) == MANY - 150  # type: ignore[attr-defined]
         requests = way.sent.count(b"GET ")
-        await asyncio.sleep(3)
+        await asyncio.sleep(2)
         # Once in 4 to 4.75 s for each that waits, and once in 1.6 to 2.4 s for each that asks.
         assert way.sent.count(b"GET ") - requests <= 150 + 2 * 110
         await register(crowded, names, "10.0.0.2")
