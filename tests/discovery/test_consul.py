@@ -202,8 +202,11 @@ async def test_kill_wipe_and_restart(own: ConsulServer, unique: str) -> None:
         await until(watcher, sees("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"))
         # The index begins anew, far behind the one that was last seen.
         await own.wipe()
-        await until(watcher, sees(), 5)
+        held = await until(watcher, lambda snapshot: snapshot.state == "held", 5)
+        assert len(held.endpoints) == 4
         await own.register(unique, "10.0.0.5", 80, wait=False)
+        await until(watcher, lambda snapshot: len(snapshot.endpoints) == 5, 2)
+        watcher.accept()
         await until(watcher, sees("10.0.0.5"), 2)
 
 

@@ -27,7 +27,19 @@ async def test_puts_and_deletes_reach_the_snapshot(etcd: EtcdCluster, unique: st
         assert second.endpoints[1].zone == "eu"
         await etcd.put(f"{unique}/a", "10.0.0.3:80")
         await until(watcher, sees("10.0.0.2", "10.0.0.3"))
+        await etcd.delete(f"{unique}/b")
+        await etcd.delete(f"{unique}/a")
+        await until(watcher, sees())
+
+
+async def test_what_is_deleted_all_at_once_is_held(etcd: EtcdCluster, unique: str) -> None:
+    for number in (1, 2, 3):
+        await etcd.put(f"{unique}/{number}", f"10.0.0.{number}:80")
+    async with Watcher(Etcd(unique, hosts=etcd.addresses), hold_for=0.3) as watcher:
+        await until(watcher, sees("10.0.0.1", "10.0.0.2", "10.0.0.3"))
         await etcd.delete_prefix(f"{unique}/")
+        held = await until(watcher, lambda snapshot: snapshot.state == "held")
+        assert hosts(held) == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
         await until(watcher, sees())
 
 

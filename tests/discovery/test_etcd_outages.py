@@ -144,14 +144,18 @@ async def test_kill_and_restart(own: EtcdCluster, unique: str) -> None:
         await until(watcher, sees("10.0.0.1", "10.0.0.2"))
 
 
-async def test_a_wiped_etcd_is_believed(own: EtcdCluster, unique: str) -> None:
+async def test_a_wiped_etcd_takes_nothing_away_for_a_while(own: EtcdCluster, unique: str) -> None:
     for number in range(1, 4):
         await own.put(f"{unique}/{number}", f"10.0.0.{number}:80")
     async with Watcher(Etcd(unique, hosts=own.addresses)) as watcher:
         await until(watcher, sees("10.0.0.1", "10.0.0.2", "10.0.0.3"))
         await own.wipe()
-        await until(watcher, sees(), 4)
+        held = await until(watcher, lambda snapshot: snapshot.state == "held", 4)
+        assert (hosts(held), held.version) == (["10.0.0.1", "10.0.0.2", "10.0.0.3"], 1)
+        # Servers register again, one after the other.
         await own.put(f"{unique}/b", "10.0.0.2:80")
+        await until(watcher, lambda snapshot: set(snapshot.held) == {"10.0.0.1:80", "10.0.0.3:80"})
+        watcher.accept()
         await until(watcher, sees("10.0.0.2"))
 
 

@@ -272,7 +272,7 @@ def test_tls_options(scheme: str, tmp_path: Path) -> None:
     assert tls_of(source) == TLS(**expected, server_name="etcd.example")
     for scheme_of_text in (scheme, scheme.upper()):
         assert tls_of(open_source(f"{scheme_of_text}://h/users")) == TLS()
-        assert open_source(f"{scheme_of_text[:-1]}://h/users")._tls is None  # type: ignore[attr-defined]
+        assert tls_of(open_source(f"{scheme_of_text[:-1]}://h/users")) is None
 
 
 def test_a_type_that_makes_no_sense_is_refused() -> None:
