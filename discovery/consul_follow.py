@@ -21,6 +21,9 @@ _ASK_EVERY = 2.0  # seconds between two questions where waiting is not possible
 # An agent that has too many connections hangs up at once; later it is something else that ended the wait.
 _REFUSED_WITHIN = 1.0
 _WAIT_AGAIN_AFTER = 60.0  # seconds after a refusal
+_DOUBT = (
+    0.5  # seconds until the second look when a probe shows a newer index than the poll: its answer may be late
+)
 # Seconds of the first wait, doubled with each: in a crowd that begins, connections become free soon.
 _FIRST_WAIT = 2.0
 
@@ -71,6 +74,7 @@ class Follower:
         self._polled_at = self._poll_ends_at = self._complete_at = 0.0
         self._refused_until = 0.0
         self._has_turn = False
+        self._is_late = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -107,7 +111,7 @@ class Follower:
     async def _waited(self) -> Answer | None:
         if self._poll is None:
             self._poll = asyncio.create_task(self._long_poll(), name=f"poll {self._client.url}{self._path}")
-        while not await _done(self._poll, self._until_probe()):
+        while not await _done(self._poll, _DOUBT if self._is_late else self._until_probe()):
             try:
                 probe = await self._ask(self._probe)
             except Overloaded:
@@ -116,11 +120,16 @@ class Follower:
                 continue
             if max(probe.index, 1) < self._index:
                 # A server restored from a backup: the poll would wait in silence until it catches up.
-                await self._drop()
-                self._end_turn()
-                self._index = 0
+                await self._begin_anew()
+            elif self._poll_ends_at and probe.index > self._index:
+                # The poll should have told. Its answer may be on the way; or its connection is dead, and silent.
+                if self._is_late:
+                    await self._begin_anew()
+                self._is_late = not self._is_late
+            else:
+                self._is_late = False
             return None
-        poll, self._poll = self._poll, None
+        poll, self._poll, self._is_late = self._poll, None, False
         try:
             answer = poll.result()
         except ConsulError:
@@ -130,6 +139,11 @@ class Follower:
         # Consul's rules for the index: below 1 it would not block, and a smaller one means to begin anew.
         self._index = 0 if answer.index < self._index else max(answer.index, 1)
         return answer
+
+    async def _begin_anew(self) -> None:
+        await self._drop()
+        self._end_turn()
+        self._index = 0
 
     async def _asked(self) -> Answer | None:
         await asyncio.sleep(_ASK_EVERY * random.uniform(0.8, 1.2))

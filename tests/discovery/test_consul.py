@@ -163,6 +163,20 @@ async def test_a_broken_way_is_noticed_and_the_set_replaced(consul: ConsulServer
         await until(watcher, sees("10.0.0.2"), 5)
 
 
+async def test_a_poll_whose_connection_is_dead_and_silent_is_noticed(consul: ConsulServer, unique: str) -> None:
+    """A firewall forgot the connection, say: no error, and everything else goes through."""
+    await consul.register(unique, "10.0.0.1", 80, id=f"{unique}-1")
+    async with Proxy(consul.address) as way:
+        async with Watcher(Consul(unique, address=way.address, probe_interval=0.2)) as watcher:
+            await until(watcher, sees("10.0.0.1"))
+            await way.saw(b"index=")
+            way.hold(b"index=")
+            await consul.register(unique, "10.0.0.2", 80, id=f"{unique}-2")
+            await until(watcher, sees("10.0.0.1", "10.0.0.2"), 3)
+            assert watcher.counts["outages"] == 0
+        way.release()
+
+
 async def test_tls(consul: ConsulServer, unique: str) -> None:
     authority = trustme.CA()
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
