@@ -247,6 +247,7 @@ def test_spring_without_tls() -> None:
     assert not one(made, "spring", "plain").tls
     assert not one(entry(Meta={"secure": "perhaps"}), "spring", "plain").tls
     assert "not 'http'" in why(made, schemes="https")
+    assert not one(entry(Meta={"secure": "perhaps"}), "plain", schemes="https").tls
 
 
 # Fabio
@@ -301,6 +302,7 @@ def test_a_share_that_is_none_is_refused(weight: str) -> None:
 # Real servers
 
 
+@pytest.mark.usefixtures("nothing_leaks")
 async def test_what_a_real_agent_makes_of_them(consul: ConsulServer, unique: str) -> None:
     """Registered as the writers do, with what Consul itself adds."""
     bodies: list[dict[str, Any]] = [

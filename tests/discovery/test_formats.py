@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from registry_rig import sees, until
 
-from discovery import Endpoint, Watcher, open_source
+from discovery import Endpoint, Etcd, Watcher, open_source
 from discovery.formats import FORMATS, reader
 from discovery.records import Records
 from lbclient.sandbox import EtcdCluster
@@ -373,12 +374,13 @@ def test_traefik_before_version_2() -> None:
 
 
 def test_a_traefik_server_grows_and_shrinks_key_by_key(caplog: pytest.LogCaptureFixture) -> None:
-    found = records("traefik")
-    found.put(f"{SERVER}weight", b"3")
-    assert shown(found) == []
+    found = records("traefik", **{f"{TRAEFIK}servers/9/url": "http://10.0.0.9:80"})
     before = found.endpoints
+    found.put(f"{SERVER}weight", b"3")
     found.put(f"{SERVER}weight", b"4")
     assert found.endpoints is before
+    found.delete(f"{TRAEFIK}servers/9/url")
+    assert shown(found) == []
     found.put(f"{SERVER}url", b"http://10.0.0.4:80")
     assert shown(found) == [("http://10.0.0.4:80", 4)]
     found.put(f"{SERVER}weight", b"5")
@@ -434,6 +436,7 @@ def test_apisix_with_a_list() -> None:
         "nodes": [
             {"host": "127.0.0.1", "port": 1980, "weight": 2000, "priority": -1},
             {"host": "::1", "port": 1981, "weight": 0, "metadata": {"zone": "eu-1"}},
+            {"host": "[::1]", "port": 1982, "weight": 0, "metadata": {"zone": "eu-1"}},
             {"host": "web.example", "weight": 1},
         ],
         "scheme": "https",
@@ -444,10 +447,12 @@ def test_apisix_with_a_list() -> None:
     assert [(e.address, e.weight, e.zone) for e in found] == [
         ("127.0.0.1:1980", 2000, ""),
         ("[::1]:1981", 0, "eu-1"),
+        ("[::1]:1982", 0, "eu-1"),
         ("web.example:443", 1, ""),
     ]
     assert [dict(e.metadata) for e in found] == [
         {"env": "prod", "priority": "-1"},
+        {"env": "prod", "zone": "eu-1"},
         {"env": "prod", "zone": "eu-1"},
         {"env": "prod"},
     ]
@@ -586,10 +591,12 @@ def test_an_empty_value_is_a_placeholder(name: str) -> None:
     ],
 )
 def test_wrong_schemes_are_refused(schemes: Any, error: type[Exception], words: str) -> None:
-    with pytest.raises(error, match=words):
-        reader(schemes=schemes)
+    for refuse in (reader, functools.partial(Etcd, "users")):
+        with pytest.raises(error, match=words):
+            refuse(schemes=schemes)
 
 
+@pytest.mark.usefixtures("nothing_leaks")
 async def test_formats_on_a_real_server(etcd: EtcdCluster, unique: str) -> None:
     """Keys that belong together come one by one, an upstream is several endpoints, a bad update changes none."""
     server = f"{unique}/loadbalancer/servers/0/"
@@ -599,6 +606,9 @@ async def test_formats_on_a_real_server(etcd: EtcdCluster, unique: str) -> None:
     source = open_source(f"etcd://{','.join(etcd.addresses)}/{unique}/?schemes=http,https")
     async with Watcher(source) as watcher:
         await until(watcher, sees("10.0.0.2", "127.0.0.1"))
+        async with Watcher(Etcd(unique, hosts=etcd.addresses, records="kratos", schemes="grpc")) as other:
+            assert [endpoint.port for endpoint in (await until(other, sees("127.0.0.1"))).endpoints] == [9000]
+            assert other.snapshot.skipped == 1
         await etcd.put(f"{server}url", "https://10.0.0.1/")
         snapshot = await until(watcher, sees("10.0.0.1", "10.0.0.2", "127.0.0.1"))
         first = snapshot.endpoints[0]
