@@ -263,7 +263,20 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names | st.text(max_size=3), inner, max_size=5),
     max_leaves=12,
 )
-documents = st.dictionaries(names, anything, max_size=6).map(json.dumps).map(str.encode)
+good = st.sampled_from(
+    [
+        {"Addr": "10.0.0.1:80", "Metadata": {"weight": 2}},
+        {"endpoints": ["http://10.0.0.1:80", "grpc://10.0.0.1:90"], "metadata": {"zone": "a"}, "version": "v1"},
+        {"nodes": [{"address": "10.0.0.1:80", "metadata": {"protocol": "https"}}], "metadata": {}},
+        {"network": "tcp", "address": "10.0.0.1:80", "weight": 10, "tags": {"zone": "a"}},
+        {"host": "10.0.0.1", "port": 80, "priority": 1, "weight": 5, "text": "a"},
+        {"nodes": {"10.0.0.1:80": 1, "10.0.0.2:80": 0}, "scheme": "https", "labels": {}},
+        {"nodes": [{"host": "10.0.0.1", "port": 80, "weight": 2, "priority": 1}]},
+    ]
+)
+# A good record, or one with a field or two that are something else.
+nearly = st.builds(lambda record, other: {**record, **other}, good, st.dictionaries(names, anything, max_size=2))
+documents = st.one_of(st.dictionaries(names, anything, max_size=6), good, nearly).map(json.dumps).map(str.encode)
 doubled = st.tuples(documents, documents).map(lambda two: two[0][:-1] + b"," + two[1][1:])
 values = st.one_of(
     st.sampled_from([b"", b"10.0.0.1:80", b"10.0.0.2:80", b"http://10.0.0.3:80", b"weight=2", b"3", b"4", b"-1"]),
@@ -272,17 +285,34 @@ values = st.one_of(
     documents,
     doubled,
 )
-operations = st.lists(
-    st.one_of(
-        st.tuples(st.just("put"), keys, values),
-        st.tuples(st.just("delete"), keys, st.none()),
-        st.tuples(st.just("replace"), st.dictionaries(keys, values), st.none()),
-    )
+
+
+def changes_of(keys: st.SearchStrategy[str], values: st.SearchStrategy[bytes]) -> st.SearchStrategy[list[Any]]:
+    put = st.tuples(st.just("put"), keys, values)
+    delete = st.tuples(st.just("delete"), keys, st.none())
+    replace = st.tuples(st.just("replace"), st.dictionaries(keys, values, max_size=6), st.none())
+    return st.lists(st.one_of(put, put, delete, replace))
+
+
+@given(changes_of(keys, values), st.sampled_from(["auto", *FORMATS]))
+def test_only_the_last_good_values_matter(changes: list[Any], name: str) -> None:
+    follow(changes, name)
+
+
+servers = st.sampled_from(["url", "weight"]).flatmap(
+    lambda field: st.sampled_from([f"{SERVER}{field}", f"{SERVER.replace('0', '1')}{field}"])
+)
+urls_and_weights = st.sampled_from(
+    [b"http://10.0.0.1:80", b"http://10.0.0.2:80", b"grpc://10.0.0.1:80", b"broken", b"", b"0", b"3", b"4", b"-1"]
 )
 
 
-@given(operations, st.sampled_from(["auto", *FORMATS]))
-def test_only_the_last_good_values_matter(changes: list[tuple[str, Any, Any]], name: str) -> None:
+@given(changes_of(servers, urls_and_weights))
+def test_only_the_last_good_values_matter_of_keys_that_belong_together(changes: list[Any]) -> None:
+    follow(changes, "traefik")
+
+
+def follow(changes: list[Any], name: str) -> None:
     """After any changes the endpoints are those of fresh records with the last good value of each key."""
     read = reader(name)
     found, good, last = records(name), dict[str, bytes](), dict[str, bytes]()
