@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from records_rig import KRATOS, one, read, records, shown, why
 
