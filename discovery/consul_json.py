@@ -110,8 +110,8 @@ class _Elements:
             if final or isinstance(error, RecursionError):
                 raise ValueError(f"broken JSON: {error}") from error
             return None
-        if end == len(text) and not final:
-            return None  # a number may go on
+        if not final and not text.startswith((",", "]"), _after_space(text, end)):
+            return None  # a number may go on: 1.5e is read as 1.5, and then comes e
         return self._take(self._key_of(self._count, value), text[start:end], end)
 
     def _take(self, key: str, text: str, end: int) -> int:

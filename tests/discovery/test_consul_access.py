@@ -126,8 +126,12 @@ async def test_certificates_that_are_renewed_are_used(guarded: ConsulServer, fil
     await asyncio.to_thread(shutil.copy, files / "other.pem", own["ca"])
     tls = TLS(**own, server_name=NAME)  # type: ignore[arg-type]
     options: dict[str, Any] = {"address": guarded.https_address, "token": guarded.token, "tls": tls}
-    # Another source, which goes on with the session that it has.
-    async with Watcher(Consul("web", **options)) as early, Watcher(Consul("api", **options)) as late:
+    # A client that goes on with the session that it has does not keep the others from theirs.
+    async with (
+        Consul("web", **options).client(),
+        Watcher(Consul("web", **options)) as early,
+        Watcher(Consul("api", **options)) as late,
+    ):
         for watcher in (early, late):
             await until(watcher, lambda snapshot: "not accepted" in snapshot.reason)
         await asyncio.to_thread(shutil.copy, files / "ca.pem", own["ca"])

@@ -46,8 +46,9 @@ async def register(consul: ConsulServer, names: Iterable[str], host: str) -> Non
 
 
 async def test_more_services_than_an_agent_takes_connections(
-    crowded: ConsulServer, caplog: pytest.LogCaptureFixture
+    crowded: ConsulServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(consul_follow, "_ASK_EVERY", 1.0)
     names = [f"crowd-{number}" for number in range(MANY)]
     await register(crowded, names, "10.0.0.1")
     losses: list[str] = []
@@ -62,8 +63,8 @@ async def test_more_services_than_an_agent_takes_connections(
         await asyncio.sleep(1)  # until each has found its way
         assert sum(watcher.source.polling for watcher in watchers) == MANY - 150  # type: ignore[attr-defined]
         requests = way.sent.count(b"GET ")
-        await asyncio.sleep(2)
-        # Once in 4 to 4.75 s for each that waits, and once in 1.6 to 2.4 s for each that asks.
+        await asyncio.sleep(1.5)
+        # Once in 2 s at first for each that waits, and once in 0.8 to 1.2 s for each that asks.
         assert way.sent.count(b"GET ") - requests <= 150 + 2 * 110
         await register(crowded, names, "10.0.0.2")
         for watcher in watchers:

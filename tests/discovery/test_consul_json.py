@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import virtual_time
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from registry_rig import Fake, http, until
 
@@ -35,6 +35,8 @@ def taken(document: bytes, *cuts: int, known: dict[str, str] | None = None) -> d
     return virtual_time.run(elements(chunks, known or {}, key_of))
 
 
+@example(document=[1.5e300], cuts=[4], indent=None, ascii_only=True)
+@example(document=[1.5], cuts=[3], indent=None, ascii_only=True)
 @given(st.lists(values), st.lists(st.integers(min_value=0)), st.sampled_from([None, 1]), st.booleans())
 def test_as_json_loads(document: list[Any], cuts: list[int], indent: int | None, ascii_only: bool) -> None:
     text = json.dumps(document, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")

@@ -3,76 +3,15 @@
 from __future__ import annotations
 
 import copy
-import json
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from consul_rig import ENTRY, NAMES, entry, one, read, why
 from registry_rig import sees, until
 
 from discovery import Consul, Endpoint, Watcher, open_source
-from discovery.consul_records import CONVENTIONS, by_key, reader
-from discovery.records import Records
+from discovery.consul_records import by_key, reader
 from lbclient.sandbox import ConsulServer
-
-NAMES = ["auto", *CONVENTIONS]
-
-ENTRY: dict[str, Any] = {
-    "Node": {
-        "ID": "40e4a748-2192-161a-0510-9bf59fe950b5",
-        "Node": "t2.320",
-        "Address": "10.1.10.12",
-        "Datacenter": "dc1",
-        "TaggedAddresses": {"lan": "10.1.10.12", "wan": "10.1.10.12"},
-        "Meta": {"instance_type": "t2.medium"},
-    },
-    "Service": {
-        "ID": "redis1",
-        "Service": "redis",
-        "Tags": ["primary"],
-        "Address": "10.1.10.12",
-        "TaggedAddresses": {
-            "lan_ipv4": {"Address": "10.1.10.12", "Port": 8000},
-            "wan_ipv4": {"Address": "198.18.1.2", "Port": 80},
-        },
-        "Meta": {"redis_version": "4.0", "zone": "eu-1"},
-        "Port": 8000,
-        "Weights": {"Passing": 10, "Warning": 1},
-    },
-    "Checks": [
-        {"Node": "t2.320", "CheckID": "service:redis1", "Status": "passing"},
-        {"Node": "t2.320", "CheckID": "serfHealth", "Status": "passing"},
-    ],
-}
-
-
-def entry(checks: list[str] | None = None, **service: Any) -> dict[str, Any]:
-    made = copy.deepcopy(ENTRY)
-    made["Service"] |= service
-    if checks is not None:
-        made["Checks"] = [{"Status": status} for status in checks]
-    return made
-
-
-def read(made: Any, *names: str, **options: Any) -> list[Endpoint]:
-    """What is in one entry; under each of the names and detected it must be the same."""
-    sets = [list(reader(name, **options)("n/1", made)) for name in (*names, "auto")]
-    assert all(each == sets[0] for each in sets)
-    return sets[0]
-
-
-def one(made: Any, *names: str, **options: Any) -> Endpoint:
-    (endpoint,) = read(made, *names, **options)
-    return endpoint
-
-
-def why(made: Any, name: str = "auto", **options: Any) -> str:
-    found = Records(reader(name, **options))
-    found.put("n/1", made)
-    assert found.endpoints == ()
-    return found.skipped["n/1"]
-
 
 # Plain
 
@@ -247,6 +186,7 @@ def test_spring_without_tls() -> None:
     assert not one(made, "spring", "plain").tls
     assert not one(entry(Meta={"secure": "perhaps"}), "spring", "plain").tls
     assert "not 'http'" in why(made, schemes="https")
+    assert not one(entry(Meta={"secure": "perhaps"}), "plain", schemes="https").tls
 
 
 # Fabio
@@ -301,6 +241,7 @@ def test_a_share_that_is_none_is_refused(weight: str) -> None:
 # Real servers
 
 
+@pytest.mark.usefixtures("nothing_leaks")
 async def test_what_a_real_agent_makes_of_them(consul: ConsulServer, unique: str) -> None:
     """Registered as the writers do, with what Consul itself adds."""
     bodies: list[dict[str, Any]] = [
@@ -352,50 +293,3 @@ def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(TypeError, match="not 7"):
         Consul("web", schemes=[7])  # type: ignore[list-item]
     open_source("consul://h/web?records=fabio&schemes=http,grpc&passing=0")
-
-
-# What an agent could answer with: entries with any JSON in their fields, and any JSON instead of them.
-
-names = st.sampled_from(
-    ["Node", "Service", "Checks", "ID", "Address", "Port", "Tags", "TaggedAddresses", "Meta", "Weights", "Passing",
-     "Status", "http", "secure", "zone"]
-)  # fmt: skip
-scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(),
-    st.sampled_from(["passing", "warning", "10.0.0.1", "http://a:1", "true", "urlprefix-/", "\ud800", 80]),
-)  # fmt: skip
-anything = st.recursive(
-    scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names | st.text(max_size=3), inner, max_size=3),
-    max_leaves=8,
-)
-services = st.fixed_dictionaries(
-    {"ID": anything, "Address": st.sampled_from(["10.0.0.1", ""]) | anything, "Port": st.just(80) | anything},
-    optional=dict.fromkeys(("Tags", "TaggedAddresses", "Meta", "Weights"), anything),
-)
-instances = st.fixed_dictionaries(
-    {"Node": st.just(ENTRY["Node"]) | anything, "Service": services | anything}, optional={"Checks": anything}
-)
-
-
-@given(st.lists(st.lists(instances | anything, max_size=3), max_size=3), st.sampled_from(NAMES), st.booleans())
-def test_no_json_raises(answers: list[list[Any]], name: str, passing: bool) -> None:
-    found = Records(reader(name, passing=passing))
-    for answer in answers:
-        found.replace(by_key(answer))
-        assert len(found.skipped) <= len(answer)
-        json.dumps([endpoint.as_dict() for endpoint in found.endpoints], ensure_ascii=False).encode()
-
-
-def test_monsters() -> None:
-    deep: Any = []
-    for _ in range(300):
-        deep = {"Address": deep}
-    for name in NAMES:
-        for field in ENTRY["Service"]:
-            for value in (deep, "x" * 1_000_000, 10**1000, ["urlprefix-/ " + "a=b " * 100_000], {"a": deep}):
-                found = Records(reader(name))
-                for _ in range(2):
-                    found.replace(by_key([entry(**{field: copy.deepcopy(value)})]))
-                assert len(found.skipped) + len(found.endpoints) <= 1
-                assert all(len(reason) < 400 for reason in found.skipped.values())

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import ipaddress
+import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from discovery import Endpoint, Snapshot
@@ -86,6 +87,15 @@ hosts = st.one_of(
 
 
 @given(hosts)
+@example("0.0.0.1")
+@example("223.255.255.255")
+@example("224.0.0.0")
+@example("239.255.255.255")
+@example("240.0.0.0")
+@example("255.255.255.255")
+@example("1.2.3.256")
+@example("01.2.3.4")
+@example("1.2.3.00")
 def test_a_host_is_what_the_standard_library_says(host: str) -> None:
     """Addresses are not parsed with `ipaddress` where that can be avoided; nothing else may change by it."""
     try:
@@ -102,7 +112,7 @@ def test_a_host_is_what_the_standard_library_says(host: str) -> None:
     else:
         assert not no_server
         assert found == (str(address) if address else host.lower().removesuffix("."))
-        assert address or ":" not in found
+        assert address or not re.search(r":|(^|\.)([0-9]+|0x[0-9a-f]*)$", found)
 
 
 def test_an_endpoint_cannot_be_changed() -> None:

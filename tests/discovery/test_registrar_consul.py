@@ -5,29 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from registrar_rig import Vote, stands
 from registry_rig import Proxy, sees, until
 
 from discovery import Consul, Endpoint, Registrar, Snapshot, Watcher
-from lbclient.sandbox import ConsulServer, start_consul
+from lbclient.sandbox import ConsulServer
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
 
 FULL = Endpoint(host="10.0.0.1", port=80, weight=7, zone="east", tls=True, metadata={"version": "7", "a": ""})
 TOKEN = "s3cret-t0ken"
-
-
-@pytest_asyncio.fixture
-async def own() -> AsyncIterator[ConsulServer]:
-    """One that may be killed."""
-    async with await start_consul(own=True) as server:
-        yield server
 
 
 @pytest.fixture
@@ -120,57 +112,6 @@ async def test_a_verdict_is_seen_at_once_and_not_with_the_next_beat(consul: Cons
         for answer in (True, False, True):
             vote.answer = lambda answer=answer: answer
             await until(watcher, sees("10.0.0.1") if answer else sees(), 3)
-
-
-async def test_it_stays_much_longer_than_its_ttl_and_ends_with_it(
-    consul: ConsulServer, unique: str, quick: None
-) -> None:
-    """Cut off for longer than the TTL it is critical, and passing as soon as the way is open."""
-    seen: list[Snapshot] = []
-    async with (
-        Watcher(Consul(unique, address=consul.address)) as watcher,
-        Proxy(consul.address) as way,
-        brief(Consul(unique, address=way.address)) as registrar,
-    ):
-        await until(watcher, sees("10.0.0.1"))
-        watcher.subscribe(seen.append)
-        await asyncio.sleep(1.5)
-        assert {(snapshot.version, snapshot.state) for snapshot in seen} <= {(watcher.snapshot.version, "live")}
-        await way.cut()
-        await stands(registrar, "registered", reason="cannot connect", timeout=1)
-        await until(watcher, sees(), 3)
-        await stands(registrar, "lost", reason="cannot connect", timeout=2)
-        await way.accept()
-        await until(watcher, sees("10.0.0.1"), 3)
-        await stands(registrar, "registered")
-
-
-async def test_the_agent_is_gone_for_longer_than_the_ttl_and_has_lost_its_data(
-    own: ConsulServer, unique: str, quick: None
-) -> None:
-    source = Consul(unique, address=own.address)
-    async with Watcher(source) as watcher, brief(source) as registrar:
-        await until(watcher, sees("10.0.0.1"), 5)
-        await own.kill()
-        await stands(registrar, "lost", timeout=4)
-        await own.wipe()
-        await registrar.registered(4)
-        received_at = watcher.snapshot.received_at or 0
-        await until(watcher, lambda s: sees("10.0.0.1")(s) and (s.received_at or 0) > received_at, 5)
-        # Leaving takes a bounded time when the agent does not answer, and next to none when there is none.
-        other = brief(source, id="other", linger=30)
-        await asyncio.wait_for(other.__aenter__(), 5)
-        await own.pause()
-        await asyncio.sleep(0.4)
-        began_at = time.monotonic()
-        await other.leave()
-        assert time.monotonic() - began_at < 2
-        assert (other.state, other.reason) == ("left", "no answer within 1 s")
-        await own.resume()
-        await own.kill()
-        began_at = time.monotonic()
-        await registrar.leave()
-        assert time.monotonic() - began_at < 0.6
 
 
 async def test_health(consul: ConsulServer, unique: str, quick: None) -> None:

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-import pytest_asyncio
 from registrar_rig import Vote, stands
 from registry_rig import Proxy, sees, until
 
 from discovery import Endpoint, Etcd, Registrar, Snapshot, Watcher
-from lbclient.sandbox import EtcdCluster, start_etcd
+from lbclient.sandbox import EtcdCluster
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
 
 FULL = Endpoint(host="10.0.0.1", port=80, weight=2.5, zone="east", tls=True, metadata={"version": "7", "a": ""})
-
-
-@pytest_asyncio.fixture
-async def own() -> AsyncIterator[EtcdCluster]:
-    """One that may be killed."""
-    async with await start_etcd("3.5", own=True) as cluster:
-        yield cluster
 
 
 newest = pytest.mark.parametrize("etcd", ["3.5"], indirect=True)
@@ -170,104 +161,6 @@ async def test_what_somebody_breaks_is_mended(
         f"{name}: registered",
         f"{name}: left",
     ]
-
-
-@newest
-async def test_out_of_reach_at_the_start_and_later_for_longer_than_the_ttl(
-    etcd: EtcdCluster, unique: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "discovery.registrar")
-    async with Watcher(Etcd(unique, hosts=etcd.addresses)) as watcher, Proxy(etcd.address) as way:
-        await way.cut()
-        began_at = time.monotonic()
-        registrar = brief(Etcd(unique, hosts=[way.address]), wait=0.3)
-        async with registrar:
-            assert 0.25 < time.monotonic() - began_at < 1
-            assert registrar.state == "registering"
-            with pytest.raises(TimeoutError, match=r"not registered within 0.1 s: etcd at .*: cannot connect"):
-                await registrar.registered(0.1)
-            await way.accept()
-            await until(watcher, sees("10.0.0.1"), 3)
-            await registrar.registered(1)
-            await way.cut()
-            await stands(registrar, "registered", reason="cannot connect", timeout=1)
-            await until(watcher, sees(), 6)
-            await stands(registrar, "lost", reason="cannot connect", timeout=3)
-            await way.accept()
-            await until(watcher, sees("10.0.0.1"), 4)
-            await registrar.registered(1)
-    said = [record.getMessage() for record in caplog.records if record.name == "discovery.registrar"]
-    assert [line.removeprefix(registrar.name).split(": ")[1] for line in said] == [
-        "not registered yet, trying again",
-        "registered",
-        "no sign of life arrives, trying again",
-        "no longer registered, trying again",
-        "registered",
-        "left",
-    ]
-
-
-async def test_etcd_is_gone_for_longer_than_the_ttl_and_has_lost_its_data(
-    own: EtcdCluster, unique: str, quick: None
-) -> None:
-    source = Etcd(unique, hosts=own.addresses)
-    async with Watcher(source) as watcher, brief(source, ttl=0.9) as registrar:
-        await until(watcher, sees("10.0.0.1"), 4)
-        await own.kill_all()
-        await stands(registrar, "lost", timeout=3)
-        lease = lease_of(registrar)
-        await own.wipe()
-        await registrar.registered(4)
-        assert lease_of(registrar) != lease
-        assert len(await own.get_prefix(unique)) == 1
-        received_at = watcher.snapshot.received_at or 0
-        await until(watcher, lambda s: sees("10.0.0.1")(s) and (s.received_at or 0) > received_at, 5)
-        # Leaving takes a bounded time when etcd does not answer, and next to none when there is none.
-        other = brief(source, id="other", linger=30)
-        await asyncio.wait_for(other.__aenter__(), 5)
-        await own.pause()
-        await asyncio.sleep(0.4)
-        began_at = time.monotonic()
-        await other.leave()
-        assert time.monotonic() - began_at < 2
-        assert other.state == "left"
-        assert "no answer within 1 s" in other.reason
-        await own.resume()
-        await own.kill()
-        began_at = time.monotonic()
-        await registrar.leave()
-        assert time.monotonic() - began_at < 0.6
-        assert "cannot connect" in registrar.reason
-
-
-async def test_another_member_takes_over_within_the_ttl(unique: str) -> None:
-    async with contextlib.AsyncExitStack() as stack:
-        three = await stack.enter_async_context(await start_etcd("3.5", own=True, members=3))
-        status = [await _status(address) for address in three.addresses]
-        # Not the leader: there would be no quorum for as long as the election takes.
-        used = next(n for n, (member, leader) in enumerate(status) if member != leader)
-        other = three.addresses[used - 1]
-        source = Etcd(unique, hosts=[three.addresses[used], other])
-        watcher = await stack.enter_async_context(Watcher(Etcd(unique, hosts=[other])))
-        registrar = await stack.enter_async_context(brief(source))
-        await until(watcher, sees("10.0.0.1"))
-        versions, lease, revision = watcher.snapshot.version, lease_of(registrar), await three.revision()
-        await three.pause(used)
-        await stands(registrar, "registered", reason="no answer within 0.6", timeout=2)
-        await registrar._standing.until(lambda: not registrar.reason)
-        await asyncio.sleep(2.2)
-        # Nothing was written anew, either: the signs of life of a thousand servers must not wake all watchers.
-        after = await three.members[used - 1].revision()
-        assert (watcher.snapshot.version, lease_of(registrar), after) == (versions, lease, revision)
-        await registrar.leave()
-        await until(watcher, sees())
-        await three.resume(used)
-
-
-async def _status(address: str) -> tuple[str, str]:
-    async with Etcd("x", hosts=[address]).client() as client:
-        answer = await client.call("/maintenance/status", {})
-    return answer["header"]["member_id"], answer["leader"]
 
 
 @newest
