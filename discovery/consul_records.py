@@ -13,6 +13,7 @@ from discovery.fields import (
     clean,
     endpoints_at,
     expect_scheme,
+    objects,
     registered_weight,
     suggested_weight,
     texts,
@@ -104,15 +105,13 @@ def _instance(key: str, entry: Any, *, passing: bool) -> _Instance | None:
     meta, tags = texts(service.get("Meta"), "Meta"), service.get("Tags") or []
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise RecordError("Tags must be a list of strings")
-    tagged = service.get("TaggedAddresses") or {}
-    if not isinstance(tagged, dict):
-        raise RecordError("TaggedAddresses must be an object")
+    tagged, weights = _object_or_none(service, "TaggedAddresses"), _object_or_none(service, "Weights")
     addresses = [address.get("Address") for address in tagged.values() if isinstance(address, dict)]
     return _Instance(
         id=key,
         host=service.get("Address") or node.get("Address"),
         port=service.get("Port"),
-        weight=registered_weight((_object(service, "Weights", {})).get(status.capitalize())),
+        weight=registered_weight(weights.get(status.capitalize())),
         tags=tags,
         meta=meta,
         urls=[address for address in addresses if isinstance(address, str) and "://" in address],
@@ -192,29 +191,28 @@ def _pairs(tags: Iterable[str], names: Sequence[str] = ()) -> dict[str, str]:
     return {clean(name): clean(value) for name, sign, value in pairs if sign and (not names or name in names)}
 
 
-def _object(value: Any, name: str, absent: Any = None) -> dict[str, Any]:
+def _object(value: Any, name: str) -> dict[str, Any]:
     """The object in that field."""
     found = value.get(name) if isinstance(value, dict) else None
-    if found is None and absent is not None:
-        found = absent
     if not isinstance(found, dict):
         raise RecordError(f"{name} must be an object")
     return found
 
 
+def _object_or_none(value: dict[str, Any], name: str) -> dict[str, Any]:
+    """The object in that field, an empty one if there is none."""
+    return _object(value, name) if value.get(name) else {}
+
+
 def _worst(checks: Any) -> str:
     """Of `passing`, `warning` and `critical`; an unknown one is critical."""
     worst = "passing"
-    for check in checks or ():
-        status = _checked(check)
+    for check in objects(checks or None, "Checks"):
+        if "Status" not in check:
+            raise RecordError("a check has no Status")
+        status = check["Status"]
         if status == "warning":
             worst = "warning"
         elif status != "passing":
             return "critical"
     return worst
-
-
-def _checked(check: Any) -> Any:
-    if not isinstance(check, dict) or "Status" not in check:
-        raise RecordError("Checks must be a list of objects with a Status")
-    return check["Status"]

@@ -45,6 +45,7 @@ def test_the_worst_check_decides(checks: list[Any], passing: bool, weight: float
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_may_be_null(name: str) -> None:
+    assert [e.weight for e in reader(name)("n/1", entry(Weights=[]))] == [100 if name == "kratos" else 1]
     null = dict.fromkeys(("Tags", "TaggedAddresses", "Meta", "Weights"))
     made = entry(**null, Address="") | {"Checks": None}
     (endpoint,) = reader(name)("n/1", made)
@@ -74,13 +75,14 @@ def test_what_may_be_null(name: str) -> None:
         (entry(TaggedAddresses=[1]), "TaggedAddresses must be an object"),
         (ENTRY | {"Checks": [1]}, "Checks must be a list of objects"),
         (ENTRY | {"Checks": {"Status": "passing"}}, "Checks must be a list of objects"),
-        (ENTRY | {"Checks": 7}, "not iterable"),
+        (ENTRY | {"Checks": [{"Status": "passing"}, {}]}, "a check has no Status"),
+        (ENTRY | {"Checks": 7}, "Checks must be a list of objects, not 7"),
         (ENTRY | {"Node": None}, "Node must be an object"),
         ({"Node": {}}, "Service must be an object"),
         (7, "Service must be an object"),
         (None, "Service must be an object"),
     ],
-    ids=range(20),
+    ids=range(21),
 )
 def test_what_is_no_endpoint_has_a_reason(name: str, made: Any, reason: str) -> None:
     assert reason in why(made, name)
