@@ -12,6 +12,7 @@ from discovery.source import SourceError
 
 __all__ = ["Probe", "View", "header", "text"]
 
+_FULL_EVERY = 60  # probes; after so many, in about 4 minutes, all keys are compared once more
 _MOST_CHANGED = 2000  # keys in the answer to a probe, parsed in about 3 ms
 
 
@@ -69,6 +70,7 @@ class View:
         self.revision = revision
         # Up to here a list or a probe showed that nothing is missing.
         self.confirmed = revision
+        self._matches_left = _FULL_EVERY
         self._url = url
         self._records = records
         self._cluster = cluster
@@ -145,6 +147,10 @@ class View:
         if len(self.keys) != probe.count or any(self.keys.get(key) != at for key, at in probe.changed.items()):
             return False
         self.confirmed = probe.upto
+        self._matches_left -= 1
+        if not self._matches_left:
+            # A backup may have been restored in silence, and written to until it was where we are.
+            self.confirmed, self._matches_left = 0, _FULL_EVERY
         return True
 
     def _lost(self, probe: Probe) -> SourceError:

@@ -42,8 +42,7 @@ MODULES = {
     "discovery.etcd_client": "connection etcd_auth etcd_wire source tls",
     "discovery.etcd_view": "etcd_wire records source",
     "discovery.etcd": (
-        "connection endpoint etcd_auth etcd_client etcd_view etcd_wire fields formats records "
-        "source tls"
+        "connection endpoint etcd_auth etcd_client etcd_view etcd_wire fields formats records source tls"
     ),
     "discovery.consul_agent": "connection source tls",
     "discovery.consul_client": "connection consul_agent source tls",
