@@ -221,14 +221,15 @@ class Registrar:
 
     async def _watch_health(self, check: HealthCheck) -> None:
         now = asyncio.get_running_loop().time
-        while True:
+        # A check may swallow its cancellation; leaving must not wait for the next one.
+        while not self._upkeep.leaving:
             due = now() + self._health_interval
             complaint = await complaint_of(check, within=self._health_timeout)
             # Another wording is no news: a complaint may have a counter in it.
             before = self._upkeep.wanted.complaint
             if before is None or bool(before) != bool(complaint):
                 self._upkeep.want(complaint=complaint)
-            await asyncio.sleep(due - now())
+            await asyncio.sleep(0 if self._upkeep.leaving else due - now())
 
 
 def _registration(

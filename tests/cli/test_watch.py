@@ -104,7 +104,7 @@ def test_a_reader_that_goes_away_ends_it(both: str, start: Start) -> None:
     ("arguments", "message"),
     [
         (["zookeeper://h/x"], "unknown scheme 'zookeeper'; known ones are static, etcd"),
-        (["etcd://user:secret@h/x/"], "user and password in a URL are not supported yet"),
+        (["etcd://:secret@h/x/"], "before the @ there must be user:password"),
     ],
 )
 def test_wrong_usage(arguments: list[str], message: str) -> None:

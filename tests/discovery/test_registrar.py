@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import random
@@ -223,6 +224,21 @@ def test_the_loop_ends_with_its_event_loop() -> None:
 
     virtual_time.run(main())
     assert client.calls[-1][1] == "/lease/revoke"
+
+
+def test_a_check_that_swallows_its_cancellation_does_not_keep_us_from_leaving() -> None:
+    async def main() -> float:
+        async def stubborn() -> bool:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(3)
+            return True
+
+        async with scripted(Scripted(), health=stubborn, health_timeout=5, health_interval=60):
+            await asyncio.sleep(58)  # entered after 3 s: the second call is under way
+            left_at = asyncio.get_running_loop().time()
+        return asyncio.get_running_loop().time() - left_at
+
+    assert virtual_time.run(main()) == 0
 
 
 @pytest.mark.parametrize(

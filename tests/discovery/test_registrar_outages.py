@@ -129,7 +129,8 @@ async def another_member_takes_over_within_the_ttl(three: EtcdCluster) -> None:
         versions, lease, revision = watcher.snapshot.version, lease_of(registrar), await three.revision()
         await three.pause(used)
         await stands(registrar, "registered", reason="no answer within 0.6", timeout=2)
-        await registrar._standing.until(lambda: not registrar.reason)
+        async with asyncio.timeout(5):
+            await registrar._standing.until(lambda: not registrar.reason)
         await asyncio.sleep(2.2)
         # Nothing was written anew, either: the signs of life of a thousand servers must not wake all watchers.
         after = await three.members[used - 1].revision()
