@@ -27,9 +27,10 @@ PAUSES = st.sampled_from([0.0, 0.0, 0.001, 0.01, 0.3, 1.0, 4.0, 9.0, 40.0])
 STEPS = st.lists(
     st.tuples(st.sampled_from(["register", "register", "check", *ACTS]), st.integers(0, 30), PAUSES), max_size=40
 )
-# A refusal is tried again after 5 s. What changes without the index, such as a token's rights, shows at the end of
-# a wait only: 30 s and a sixteenth, and the time for an answer.
-SOON = 45.0
+# A refusal is tried again after 5 s, in 5 s comes a probe, in half a second the second look.
+SOON = 14.0
+# What changes without the index, such as a token's rights, shows at the end of a wait only.
+LATE = 32.0 + SOON
 
 
 @contextlib.asynccontextmanager
@@ -66,16 +67,23 @@ def test_after_any_story_the_watcher_has_what_consul_has(steps: list[tuple[str, 
     async def main() -> None:
         consul = FakeConsul(random.Random(seed))
         async with watched(consul) as watcher:
-            await asyncio.sleep(0.1)
+            ACTS["register"](consul, 3)
+            # Waits begin short.
+            await asyncio.sleep(100)
             for name, number, seconds in steps:
                 ACTS[name](consul, number)
                 await asyncio.sleep(seconds)
             # From here on it answers.
             ACTS["up"](consul, 0)
-            await quiet(watcher, consul, SOON)
+            await quiet(watcher, consul, LATE if "blind" in {name for name, *_ in steps} else SOON)
             # And it is followed, not only read once.
             ACTS["register"](consul, 5)
-            await quiet(watcher, consul, 7)
+            await quiet(watcher, consul, SOON)
+            outages = watcher.counts["outages"]
+            ACTS["register"](consul, 4)
+            # Those that may not wait ask every 2 s.
+            await quiet(watcher, consul, 2.5)
+            assert watcher.counts["outages"] == outages
         # The connector ends its connections in turns of its own.
         await asyncio.sleep(0.1)
         assert asyncio.all_tasks() == {asyncio.current_task()}

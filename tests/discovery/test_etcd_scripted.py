@@ -69,6 +69,7 @@ LATE = 60 * 5
 @example(steps=[("put", 0, 0.0), ("put", 1, 1.0), ("lose", 0, 0.0), ("put", 7, 0.0), ("put", 15, 0.0)], seed=0)
 # A deletion and a new key are lost together: the number of keys stays the same.
 @example(steps=[("put", 0, 1.0), ("lose", 1, 0.0), ("delete", 0, 0.0), ("put", 1, 0.0), ("put", 2, 0.0)], seed=0)
+@example(steps=[("put", 0, 9.0), ("lose", 0, 0.0), ("put", 7, 0.0), ("put", 15, 0.0)], seed=0)
 # The restored registry goes on to the very revision at which it was.
 @example(steps=[("backup", 0, 0.0), ("put", 1, 1.0), ("restore behind our back", 0, 0.0), ("put", 2, 0.0)], seed=0)
 @example(steps=[("put", 1, 1.0), ("wipe behind our back", 0, 0.0), ("put", 2, 0.0), ("put", 3, 0.0)], seed=0)
@@ -89,6 +90,11 @@ def test_after_any_story_the_watcher_has_what_etcd_has(steps: list[tuple[str, in
             # And it is followed, not only read once.
             etcd.change((PREFIX + b"end", b"10.9.9.9:80"))
             await quiet(watcher, etcd, SOON)
+            # At once, too, now that a stream that had fallen silent has been noticed.
+            outages = watcher.counts["outages"]
+            etcd.change((PREFIX + b"end", b"10.9.9.10:80"))
+            await quiet(watcher, etcd, 0.3)
+            assert watcher.counts["outages"] == outages
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     logging.disable(logging.CRITICAL)
