@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from discovery.consul_client import Answer, ConsulError, Overloaded
+from discovery.consul.client import Answer, ConsulError, Overloaded
 from discovery.source import SourceError
 
 

@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 from discovery import Endpoint
-from discovery.consul_records import CONVENTIONS, reader
+from discovery.consul.conventions import CONVENTIONS, reader
 from discovery.records import Records
 
 NAMES = ["auto", *CONVENTIONS]

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import aiohttp
 
-from discovery.etcd_wire import b64, unb64
+from discovery.etcd.wire import b64, unb64
 
 PREFIX = b"users/"
 

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from discovery import Endpoint
-from discovery.formats import reader
 from discovery.records import Records
+from discovery.records.formats import reader
 
 KRATOS = {
     "id": "d9c7a3b2",

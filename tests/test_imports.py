@@ -30,48 +30,55 @@ MODULES = {
     "discovery.cache": "endpoint snapshot",
     "discovery.published": "snapshot",
     "discovery.watcher": "backoff cache endpoint hold published snapshot source",
-    "discovery.records": "endpoint",
-    "discovery.fields": "endpoint",
-    "discovery.formats_json": "endpoint fields",
-    "discovery.formats": "endpoint fields formats_json records",
-    "discovery.consul_records": "endpoint fields records",
+    "discovery.records.fields": "endpoint",
+    "discovery.records.json_formats": "endpoint records.fields",
+    "discovery.records.records": "endpoint",
+    "discovery.records.formats": "endpoint records.fields records.json_formats records.records",
+    "discovery.records": "records.formats records.records",
+    "discovery.consul.conventions": "endpoint records.fields records.records",
     "discovery.tls": "",
     "discovery.connection": "endpoint source tls",
-    "discovery.etcd_wire": "source",
-    "discovery.etcd_auth": "etcd_wire source",
-    "discovery.etcd_client": "connection etcd_auth etcd_wire source tls",
-    "discovery.etcd_view": "etcd_wire records source",
-    "discovery.etcd": (
-        "connection endpoint etcd_auth etcd_client etcd_view etcd_wire fields formats records source tls"
+    "discovery.etcd.wire": "source",
+    "discovery.etcd.auth": "etcd.wire source",
+    "discovery.etcd.client": "connection etcd.auth etcd.wire source tls",
+    "discovery.etcd.view": "etcd.wire records.records source",
+    "discovery.etcd.source": (
+        "connection endpoint etcd.auth etcd.client etcd.view etcd.wire records.fields "
+        "records.formats records.records source tls"
     ),
-    "discovery.consul_agent": "connection source tls",
-    "discovery.consul_client": "connection consul_agent source tls",
-    "discovery.consul_environment": "connection source tls",
-    "discovery.consul_json": "",
-    "discovery.consul_follow": "consul_client source",
-    "discovery.consul": (
-        "connection consul_client consul_environment consul_follow consul_json consul_records "
-        "endpoint fields records source tls"
+    "discovery.etcd": "etcd.source",
+    "discovery.consul.agent": "connection source tls",
+    "discovery.consul.client": "connection consul.agent source tls",
+    "discovery.consul.environment": "connection source tls",
+    "discovery.consul.elements": "",
+    "discovery.consul.follower": "consul.client source",
+    "discovery.consul.source": (
+        "connection consul.client consul.conventions consul.elements consul.environment "
+        "consul.follower endpoint records.fields records.records source tls"
     ),
+    "discovery.consul": "consul.source",
     "discovery.combined": "connection endpoint snapshot source watcher",
-    "discovery.dns_client": "connection endpoint source tls",
-    "discovery.dns_lookup": "dns_client endpoint source",
-    "discovery.dns": "connection dns_client dns_lookup endpoint source tls",
-    "discovery.file_entries": "endpoint",
-    "discovery.file_json": "file_entries",
-    "discovery.file_yaml": "file_entries",
-    "discovery.file": "connection endpoint file_entries file_json file_yaml source",
+    "discovery.dns.client": "connection endpoint source tls",
+    "discovery.dns.lookup": "dns.client endpoint source",
+    "discovery.dns.source": "connection dns.client dns.lookup endpoint source tls",
+    "discovery.dns": "dns.source",
+    "discovery.file.entries": "endpoint",
+    "discovery.file.json_text": "file.entries",
+    "discovery.file.yaml_text": "file.entries",
+    "discovery.file.source": "connection endpoint file.entries file.json_text file.yaml_text source",
+    "discovery.file": "file.source",
     "discovery.url": "combined consul dns endpoint etcd file source tls",
-    "discovery.health": "",
-    "discovery.standing": "",
-    "discovery.registration": "endpoint source",
-    "discovery.etcd_registration": "endpoint etcd etcd_client etcd_wire registration source",
-    "discovery.consul_registration": "consul consul_client endpoint registration",
-    "discovery.upkeep": "backoff endpoint registration source standing",
-    "discovery.registrar": (
-        "backoff connection consul consul_registration endpoint etcd etcd_registration health "
-        "registration standing upkeep url"
+    "discovery.registrar.health": "",
+    "discovery.registrar.standing": "",
+    "discovery.registrar.registration": "endpoint source",
+    "discovery.registrar.etcd": "endpoint etcd.client etcd.wire registrar.registration source",
+    "discovery.registrar.consul": "consul.client endpoint registrar.registration",
+    "discovery.registrar.upkeep": "backoff endpoint registrar.registration registrar.standing source",
+    "discovery.registrar.registrar": (
+        "backoff connection consul endpoint etcd registrar.consul registrar.etcd registrar.health "
+        "registrar.registration registrar.standing registrar.upkeep url"
     ),
+    "discovery.registrar": "registrar.registrar",
     "lbclient.errors": "",
     "lbclient.outcome": "errors",
     "lbclient.node": "errors outcome discovery",

@@ -66,9 +66,9 @@ async def test_etcd(etcd: EtcdCluster, unique: str) -> None:
 
 
 async def test_consul(consul: ConsulServer, unique: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("discovery.consul._POLLS_PER_SECOND", 10_000)
+    monkeypatch.setattr("discovery.consul.source._POLLS_PER_SECOND", 10_000)
     # Else a connection that is cut at once is an agent with too many connections, which is asked every 2 s only.
-    monkeypatch.setattr("discovery.consul_follow._REFUSED_WITHIN", -1)
+    monkeypatch.setattr("discovery.consul.follower._REFUSED_WITHIN", -1)
     await consul.register(unique, "10.0.0.1", 80)
     async with Proxy(consul.address) as way:
         grown = await grown_by_reconnects(Consul(unique, address=way.address), way)

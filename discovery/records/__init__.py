@@ -1,0 +1,6 @@
+"""What others registered: records, and the formats that they are in."""
+
+from discovery.records.formats import FORMATS, reader
+from discovery.records.records import Reader, Records, Weight
+
+__all__ = ["FORMATS", "Reader", "Records", "Weight", "reader"]
