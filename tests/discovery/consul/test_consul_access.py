@@ -16,7 +16,8 @@ import pytest_asyncio
 import trustme
 from registry_rig import Fake, Proxy, http, sees, stale, until
 
-from discovery import TLS, Consul, SourceError, Watcher, consul_environment, open_source
+from discovery import TLS, Consul, SourceError, Watcher, open_source
+from discovery.consul import environment
 from lbclient.sandbox import ConsulServer, Https
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
@@ -45,7 +46,7 @@ VARIABLES = [
 def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    consul_environment._warn.cache_clear()
+    environment._warn.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +303,7 @@ async def test_the_environment_says_what_the_program_does_not(
 
 def shown(**options: Any) -> tuple[str, bool, str, str]:
     """Address, TLS or not, namespace and token of a source with these options."""
-    found = consul_environment.access(**options)
+    found = environment.access(**options)
     return found.address, found.tls is not None, found.namespace, found.token()
 
 
@@ -354,16 +355,14 @@ def test_files_of_the_environment_fill_what_a_tls_leaves_open(
     monkeypatch.setenv("CONSUL_CLIENT_KEY", str(files / "client-key.pem"))
     monkeypatch.setenv("CONSUL_TLS_SERVER_NAME", NAME)
     whole = TLS(**mutual(files))
-    assert consul_environment.access(tls=True).tls == whole
-    assert consul_environment.access(tls=TLS(server_name="mine")).tls == TLS(
-        **{**mutual(files), "server_name": "mine"}
-    )
+    assert environment.access(tls=True).tls == whole
+    assert environment.access(tls=TLS(server_name="mine")).tls == TLS(**{**mutual(files), "server_name": "mine"})
     # A key belongs to its certificate.
-    own = consul_environment.access(tls=TLS(cert=files / "stranger.pem")).tls
+    own = environment.access(tls=TLS(cert=files / "stranger.pem")).tls
     assert own == TLS(ca=whole.ca, cert=files / "stranger.pem", server_name=NAME)
     context = TLS(context=whole.load())
-    assert consul_environment.access(tls=context).tls is context
-    assert consul_environment.access(tls=False).tls is None
+    assert environment.access(tls=context).tls is context
+    assert environment.access(tls=False).tls is None
 
 
 @pytest.mark.parametrize(

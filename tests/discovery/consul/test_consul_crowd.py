@@ -13,7 +13,9 @@ import pytest
 import pytest_asyncio
 from registry_rig import Fake, Proxy, http, sees, stale, until
 
-from discovery import Consul, Watcher, consul_agent, consul_follow
+from discovery import Consul, Watcher
+from discovery.consul import agent as consul_agent
+from discovery.consul import follower as consul_follow
 from discovery.consul.agent import Agent
 from lbclient.sandbox import ConsulServer, start_consul
 

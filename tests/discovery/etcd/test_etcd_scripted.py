@@ -72,6 +72,8 @@ LATE = 60 * 5
 @example(steps=[("put", 0, 9.0), ("lose", 0, 0.0), ("put", 7, 0.0), ("put", 15, 0.0)], seed=0)
 # The restored registry goes on to the very revision at which it was.
 @example(steps=[("backup", 0, 0.0), ("put", 1, 1.0), ("restore behind our back", 0, 0.0), ("put", 2, 0.0)], seed=0)
+# Each frame comes in four pieces.
+@example(steps=[("cut", 3, 0.0), ("put", 1, 1.0), ("many", 5, 1.0)], seed=0)
 @example(steps=[("put", 1, 1.0), ("wipe behind our back", 0, 0.0), ("put", 2, 0.0), ("put", 3, 0.0)], seed=0)
 def test_after_any_story_the_watcher_has_what_etcd_has(steps: list[tuple[str, int, float]], seed: int) -> None:
     async def main() -> None:

@@ -15,7 +15,8 @@ import pytest
 from loop_gaps import loop_gaps
 from registry_rig import hosts, sees, stale, until
 
-from discovery import File, SourceError, Watcher, file_json, open_source
+from discovery import File, SourceError, Watcher, open_source
+from discovery.file import json_text
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
 
@@ -175,7 +176,7 @@ async def test_a_file_that_is_being_written_is_waited_for(
 
 async def test_a_broken_file_is_parsed_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed = []
-    real = file_json.json_entries
+    real = json_text.json_entries
     monkeypatch.setattr("discovery.file.source.json_entries", lambda text: parsed.append(text) or real(text))
     path.write_text("[")
     os.utime(path, (1, 1))
