@@ -49,6 +49,8 @@ def lbclient(context: click.Context, *, verbose: bool) -> None:
     \b
       etcd://127.0.0.1:2379/services/users/      keys below a prefix; etcds:// for TLS
       consul://127.0.0.1:8500/users?passing=1    a service in Consul; consuls:// for TLS
+      dns://users.example:8080                   addresses of a name; srv:// for SRV records
+      file:///etc/users.yaml                     a list in JSON or YAML
       static://10.0.0.1:8080,10.0.0.2:8080       no registry at all
     """  # noqa: D301 - click leaves alone what stands below a backspace
     context.obj = verbose

@@ -111,7 +111,8 @@ async def test_a_second_attempt_does_not_wait_for_a_node_that_has_left() -> None
 async def test_a_second_attempt_without_any_node_tells_of_the_first() -> None:
     async with local(hang) as full, local(drop) as other:
         source = Memory([full.address, other.address])
-        async with crowd(source, policy=Prefer(full.address), limit_per_node=1) as requests:
+        options = {"policy": Prefer(full.address), "limit_per_node": 1, "on_empty": "accept"}
+        async with crowd(source, **options) as requests:
             await requests.start("/held", "/dropped")
             await until(lambda: waiting(requests.session) == 1 and in_flight(requests.session) == 1)
             source.set([])
