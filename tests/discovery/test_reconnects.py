@@ -30,27 +30,30 @@ def no_log() -> Iterator[None]:
 
 async def grown_by_reconnects(source: Source, way: Proxy) -> int:
     """Bytes that are in use after all rounds and were not after a fifth of them."""
-    lost = 0
+    lost = before = 0
     over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def count(snapshot: Snapshot) -> None:
-        nonlocal lost
+        nonlocal lost, before
         lost += snapshot.state == "stale"
         if snapshot.state == "stale" and lost == ROUNDS // 5:
             gc.collect()
-            tracemalloc.start()
+            before = tracemalloc.get_traced_memory()[0]
         if lost >= ROUNDS and not over.done():
             gc.collect()
-            over.set_result(tracemalloc.get_traced_memory()[0])
+            over.set_result(tracemalloc.get_traced_memory()[0] - before)
 
     async with Watcher(source, backoff=AT_ONCE) as watcher:
         await until(watcher, lambda snapshot: snapshot.state == "live")
         watcher.subscribe(count)
+        tracemalloc.start()
         try:
             while not over.done():
+                await until(watcher, lambda snapshot: snapshot.state == "live")
+                # What follows upon the list is under way then.
+                await asyncio.sleep(0.002)
                 way.sever()
                 way.sent.clear()
-                await asyncio.sleep(0.003)
             return await over
         finally:
             tracemalloc.stop()
