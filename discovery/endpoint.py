@@ -40,6 +40,7 @@ class Endpoint:
         tls: the server expects TLS. A request to an https URL uses TLS whatever this says.
         metadata: what else was registered, strings only; kept as an immutable mapping.
         id: the name under which it was registered (etcd key, Consul service id); empty when unknown.
+        address: `host:port`, with brackets around an IPv6 literal: the identity of the server; made of the two.
 
     Raises:
         ValueError: if a value cannot be an endpoint; the message names the value.
@@ -52,6 +53,7 @@ class Endpoint:
     tls: bool = False
     metadata: Mapping[str, str] = field(default_factory=lambda: _NOTHING, hash=False)
     id: str = ""
+    address: str = field(init=False, repr=False, compare=False)
     # Host and port as one text that sorts as the two do: sets of thousands are sorted at every change.
     _place: str = field(init=False, repr=False, compare=False)
 
@@ -66,14 +68,10 @@ class Endpoint:
             raise ValueError(f"weight must be a number, not {self.weight!r}")  # noqa: TRY004 - as above
         if not 0 <= self.weight <= sys.float_info.max:
             raise ValueError(f"weight must be finite and not negative, not {self.weight!r}")
+        set_(self, "address", join_host_port(host, self.port))
         set_(self, "_place", f"{host}\0{self.port:05}")
         if self.metadata is not _NOTHING:
             set_(self, "metadata", MappingProxyType({str(k): str(v) for k, v in self.metadata.items()}))
-
-    @property
-    def address(self) -> str:
-        """`host:port`, with brackets around an IPv6 literal: the identity of the server."""
-        return join_host_port(self.host, self.port)
 
     @property
     def scheme(self) -> Literal["http", "https"]:

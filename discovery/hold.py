@@ -73,6 +73,9 @@ class Hold:
             now: seconds, of the same clock in all calls.
             followed: whether the registry was followed all the time between the two.
         """
+        old = {endpoint.address: endpoint for endpoint in before}
+        if not old and not self._held:
+            return ""
         there = {endpoint.address for endpoint in listed}
         for address in there & self._held.keys():
             del self._held[address]
@@ -81,7 +84,6 @@ class Hold:
             for address, (endpoint, until) in self._held.items():
                 if math.isinf(until):
                     self._held[address] = endpoint, now + self._seconds
-        old = {endpoint.address: endpoint for endpoint in before}
         vanished = {address: endpoint for address, endpoint in old.items() if address not in there}
         if not vanished or (followed and len(vanished) == 1):
             return ""

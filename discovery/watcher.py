@@ -26,6 +26,8 @@ __all__ = ["Watcher"]
 
 log = logging.getLogger(__name__)
 
+_LARGE = 1000  # endpoints
+
 
 class Watcher(Published):
     """Follows one source in one background task and swaps `snapshot` when something changed.
@@ -166,7 +168,11 @@ class Watcher(Published):
             try:
                 async with aclosing(self.source.watch()) as sets:
                     async for endpoints in sets:
-                        self._received(endpoints, followed=began_at is not None)
+                        listed = self._sorted(endpoints)
+                        if len(listed) > _LARGE:
+                            # Sorting thousands is enough for one turn of the loop, so is taking them over.
+                            await asyncio.sleep(0)
+                        self._received(listed, followed=began_at is not None)
                         began_at = began_at or now()
                 reason = "the source ended"
             except asyncio.CancelledError as error:
@@ -185,14 +191,15 @@ class Watcher(Published):
             self._lost(reason)
             await asyncio.sleep(max(retry_after, self._backoff.delay(failures, self._rng)))
 
-    def _received(self, endpoints: Sequence[Endpoint], *, followed: bool) -> None:
+    def _sorted(self, endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
+        if endpoints is self._seen:
+            return self._listed  # a sign of life; sorting thousands of endpoints for that is a waste
+        self._seen = endpoints if isinstance(endpoints, tuple) else None
+        return endpoint_tuple(endpoints)
+
+    def _received(self, listed: tuple[Endpoint, ...], *, followed: bool) -> None:
         """Take in what the registry lists; `followed` means that no change was missed since the last time."""
         before = self.snapshot
-        if endpoints is self._seen:
-            listed = self._listed  # a sign of life; sorting thousands of endpoints for that is a waste
-        else:
-            listed = endpoint_tuple(endpoints)
-            self._seen = endpoints if isinstance(endpoints, tuple) else None
         now = asyncio.get_running_loop().time()
         if listed != self._listed:
             if reason := self._hold.begin(self._listed, listed, now, followed=followed):

@@ -50,7 +50,7 @@ class Balancer:
             node = old.pop(endpoint.address, None)
             if node is None:
                 node = Node(endpoint)
-            elif node.endpoint != endpoint:
+            elif node.endpoint is not endpoint and node.endpoint != endpoint:
                 node.describe_as(endpoint)
             self.nodes[node.address] = node
         for node in old.values():

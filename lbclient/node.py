@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["Attempt", "Node"]
 
 _SECURE = {"http": "https", "ws": "wss"}
+# Nodes come by the thousand, and most of them are idle: these stand for empty ones and are never changed.
+_NO_ATTEMPTS: set[Attempt] = set()
+_NO_URLS: dict[URL, URL] = {}
 # An API has a handful of hot paths; paths with identifiers in them must not fill the memory.
 _URLS_KEPT = 128
 # Weight of the newest answer in the shown latency, as in TCP's smoothed round-trip time (RFC 6298).
@@ -79,8 +82,8 @@ class Node:
         self.returned_at = 0.0
         self.probing = False
         self.left = False
-        self.attempts: set[Attempt] = set()
-        self._urls: dict[URL, URL] = {}
+        self.attempts = _NO_ATTEMPTS
+        self._urls = _NO_URLS
 
     def __repr__(self) -> str:
         return f"<Node {self.address} {self.state}, {self.in_flight} in flight, {self.requests} requests>"
@@ -97,7 +100,7 @@ class Node:
     def describe_as(self, endpoint: Endpoint) -> None:
         """Take a new description of the same server."""
         if endpoint.tls != self.endpoint.tls:
-            self._urls.clear()
+            self._urls = _NO_URLS
         self.endpoint = endpoint
         self.weight = endpoint.weight
 
@@ -113,8 +116,8 @@ class Node:
                 query_string=url.raw_query_string,
                 encoded=True,
             )
-            if len(self._urls) >= _URLS_KEPT:
-                self._urls.clear()
+            if self._urls is _NO_URLS or len(self._urls) >= _URLS_KEPT:
+                self._urls = {}
             self._urls[url] = located
         return located
 
@@ -175,6 +178,8 @@ class Attempt:
         self.started_at = time.monotonic()
         node.in_flight += 1
         node.requests += 1
+        if node.attempts is _NO_ATTEMPTS:
+            node.attempts = set()
         node.attempts.add(self)
 
     def __repr__(self) -> str:
