@@ -213,6 +213,24 @@ def test_a_hold_is_over_at_once_when_it_is_accepted_and_said_in_the_log(caplog: 
     ]
 
 
+def test_iteration_tells_when_something_held_comes_back() -> None:
+    async def main() -> None:
+        memory, seen = Memory([A, B]), []
+        async with Watcher(memory) as watcher:
+            async for snapshot in watcher:
+                seen.append((snapshot.state, len(snapshot.held)))
+                match len(seen):
+                    case 2:
+                        memory.set([])
+                    case 3:
+                        memory.set([A])
+                    case 4:
+                        break
+        assert seen == [("starting", 0), ("live", 0), ("held", 2), ("held", 1)]
+
+    run(main())
+
+
 def test_nothing_is_left_of_a_hold_when_the_watcher_stops() -> None:
     async def main() -> None:
         memory = Memory([A, B])
