@@ -166,6 +166,8 @@ class Watcher(Published):
             try:
                 async with aclosing(self.source.watch()) as sets:
                     async for endpoints in sets:
+                        if self._stopped:
+                            return  # it swallowed its cancellation
                         self._received(endpoints, followed=began_at is not None)
                         began_at = began_at or now()
                 reason = "the source ended"
@@ -182,6 +184,8 @@ class Watcher(Published):
             # A source that answers and fails at once must not be asked in a hot loop.
             lasted = began_at is not None and now() - began_at > self._backoff.cap
             failures = 1 if lasted else failures + 1
+            if self._stopped:
+                return  # as above
             self._lost(reason)
             await asyncio.sleep(max(retry_after, self._backoff.delay(failures, self._rng)))
 
@@ -225,9 +229,10 @@ class Watcher(Published):
         heard = base.state != "starting"
         changed = heard and (base.version == 0 or shown != base.endpoints)
         state, reason = base.state, base.reason
+        degraded, skipped = self._said_beside()
         if state in ("live", "held"):
             state = "held" if until else "live"
-            reason = self._hold_reason if until else getattr(self.source, "degraded", "")
+            reason = "; ".join(filter(None, (self._hold_reason if until else "", degraded)))
         self.counts["changes"] += changed
         self._swap(
             Snapshot(
@@ -237,10 +242,17 @@ class Watcher(Published):
                 received_at=base.received_at,
                 state=state,
                 reason=reason,
-                skipped=len(getattr(self.source, "skipped", ())),
+                skipped=skipped,
                 held=self._watch_the_clock(until),
             )
         )
+
+    def _said_beside(self) -> tuple[str, int]:
+        """What the source says beside its sets: what is missing in them, and how many records are skipped."""
+        try:
+            return str(getattr(self.source, "degraded", "")), len(getattr(self.source, "skipped", ()))
+        except Exception:  # noqa: BLE001 - somebody else's attributes; an error here would end the watcher
+            return "", 0
 
     def _watch_the_clock(self, until: Mapping[str, float]) -> Mapping[str, float]:
         """Notice when the first of these holds is over; returns the same moments in `time.monotonic()` seconds."""

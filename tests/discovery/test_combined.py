@@ -133,6 +133,21 @@ def test_a_merge_in_which_one_loses_all_is_held_when_asked_for() -> None:
     run(main())
 
 
+def test_while_endpoints_are_held_a_part_that_is_out_of_reach_is_still_named() -> None:
+    async def main() -> None:
+        one, two = Named("one", [A, B]), Named("two")
+        two.fail("cut")
+        async with Watcher(Merge(one, two)) as watcher:
+            await watcher.ready(5)
+            one.set([])
+            await asyncio.sleep(1)
+            now = watcher.snapshot
+            assert (named(now), now.state) == ("AB", "held")
+            assert now.reason == ("the registry lists no endpoint any more, 2 held for 30 s; two: starting: cut")
+
+    run(main())
+
+
 def test_failover_uses_the_first_that_has_endpoints() -> None:
     async def main() -> None:
         one, two = Named("one"), Named("two", [C])

@@ -249,6 +249,49 @@ def test_a_stop_interrupts_the_backoff_and_closes_the_source() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("afterwards", ["ends", "fails", "goes on"])
+def test_a_source_that_swallows_its_cancellation_does_not_keep_a_stop_waiting(afterwards: str) -> None:
+    class Stubborn:
+        async def watch(self) -> AsyncGenerator[Sequence[Endpoint], None]:
+            yield [A]
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(1e6)
+            if afterwards == "fails":
+                raise SourceError("interrupted", retry_after=60)
+            while afterwards == "goes on":
+                yield [A]
+                await asyncio.sleep(1)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        watcher = Watcher(Stubborn())
+        watcher.start()
+        await watcher.ready(1)
+        began = loop.time()
+        async with asyncio.timeout(600):
+            await watcher.stop()
+        assert loop.time() == began
+        assert watcher.snapshot.reason == "the watcher was stopped"
+
+    run(main())
+
+
+@pytest.mark.parametrize("skipped", [3, property(lambda _: 1 / 0)], ids=["number", "error"])
+def test_nonsense_in_a_source_s_skipped_does_not_end_the_watcher(skipped: object) -> None:
+    async def main() -> None:
+        source = type("Odd", (Memory,), {"skipped": skipped})([A])
+        async with Watcher(source) as watcher:
+            await watcher.ready(1)
+            source.fail("down")
+            await asyncio.sleep(1)
+            assert (watcher.running, watcher.snapshot.state) == (True, "stale")
+            source.recover()
+            await asyncio.sleep(5)
+            assert watcher.snapshot.state == "live"
+
+    run(main())
+
+
 def test_a_listener_is_called_in_the_swap_and_its_failure_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         memory = Memory([A])
