@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import random
 import ssl
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -134,11 +135,14 @@ class Etcd:
                     probe_at, show_at = self._next_probe(), math.inf
                     rested_at = now()
                     while True:
-                        if await self._follow(stream, view, until=min(probe_at, show_at)):
+                        with _sense(client.url):
+                            changed = await self._follow(stream, view, until=min(probe_at, show_at))
+                        if changed:
                             show_at = min(show_at, max(now(), rested_at))
                         right = False
                         if now() >= probe_at:
-                            right = view.agrees(await self._probe(client, view))
+                            with _sense(client.url):
+                                right = view.agrees(await self._probe(client, view))
                             probe_at = self._next_probe() if right else now() + _DOUBT
                         if right or now() >= show_at:
                             began_at, show_at = now(), math.inf
@@ -172,7 +176,8 @@ class Etcd:
         failures = []
         for _ in client.members:
             try:
-                return await self._list_member(client, records)
+                with _sense(client.url):
+                    return await self._list_member(client, records)
             except SourceError as error:
                 if error.retry_after:
                     # It is not the member, it is the user: the others would say the same.
@@ -249,6 +254,16 @@ class _Turn:
     async def pass_on(self) -> None:
         await asyncio.sleep(0)
         self._ends_at = time.perf_counter() + _SLICE
+
+
+@contextlib.contextmanager
+def _sense(url: str) -> Iterator[None]:
+    """What cannot be understood in an answer is the member's failure, so that the next one is asked."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise SourceError(f"etcd at {url}: an answer makes no sense: {why}") from error
 
 
 def _range(prefix: str) -> dict[str, str]:
