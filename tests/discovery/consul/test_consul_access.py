@@ -18,7 +18,7 @@ from registry_rig import Fake, Proxy, http, sees, stale, until
 
 from discovery import TLS, Consul, SourceError, Watcher, open_source
 from discovery.consul import environment
-from lbclient.sandbox import ConsulServer, Https
+from lbclient.sandbox import ConsulServer, ServerTLS
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
 
@@ -66,7 +66,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def guarded(files: Path) -> AsyncIterator[ConsulServer]:
-    https = Https(files, cert="server.pem", key="server.pem", clients="ca.pem")
+    ca, pem = files / "ca.pem", files / "server.pem"
+    https = ServerTLS(ca=ca, cert=pem, key=pem, client_ca=ca)
     async with await ConsulServer.start(acl=True, https=https) as server:
         yield server
 
