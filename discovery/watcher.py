@@ -80,6 +80,7 @@ class Watcher(Published):
         self._hold_over: asyncio.TimerHandle | None = None
         self._cache = cache if isinstance(cache, Cache) or cache is None else Cache(cache)
         self._restored = ""
+        self._failing = False
         # What the registry listed last: the snapshot's endpoints without those that are held.
         self._listed: tuple[Endpoint, ...] = ()
         self._seen: Sequence[Endpoint] | None = None
@@ -112,8 +113,11 @@ class Watcher(Published):
             tasks = [self._task] if self._keeping is None else [self._task, self._keeping]
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
-            self._swap(replace(self.snapshot, state="stale", reason="the watcher was stopped"))
+            try:
+                await asyncio.wait(tasks)
+            finally:
+                # Also if the waiting is cut short: nobody follows the registry any more.
+                self._swap(replace(self.snapshot, state="stale", reason="the watcher was stopped"))
         self._wake()
 
     async def __aenter__(self) -> Self:
@@ -206,20 +210,21 @@ class Watcher(Published):
             self._listed = listed
         self._expire(now)
         self.counts["updates"] += 1
-        self._restored = ""
+        self._restored, self._failing = "", False
         self._show(replace(before, received_at=time.monotonic(), state="live"))
         if before.state not in ("live", "held"):
             log.info("%s: live, %d endpoints", self.name, len(self.snapshot.endpoints))
 
     def _lost(self, reason: str) -> None:
-        old = self.snapshot
-        if old.state == "stale" or (old.state == "starting" and old.reason):
+        # Endpoints from the cache are stale as well, but nothing has failed by then.
+        old, known, self._failing = self.snapshot, self._failing, True
+        if known:
             log.debug("%s: still %s: %s", self.name, old.state, reason)
         elif old.version:
             log.warning("%s: stale, %d endpoints kept: %s", self.name, len(old.endpoints), reason)
         else:
             log.warning("%s: not reached yet: %s", self.name, reason)
-        self.counts["outages"] += old.state != "stale" and not (old.state == "starting" and old.reason)
+        self.counts["outages"] += not known
         self._show(replace(old, state="stale" if old.version else "starting", reason=reason + self._restored))
 
     def _show(self, base: Snapshot) -> None:

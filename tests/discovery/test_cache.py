@@ -106,6 +106,8 @@ def sealed(content: dict[str, Any]) -> bytes:
         (lambda _, content: sealed({**content, "endpoints": [{"host": "10.0.0.1"}]}), "damaged: TypeError"),
         (lambda _, content: sealed({**content, "endpoints": [{"host": "0.0.0.0", "port": 1}]}), "0.0.0.0"),
         (lambda _, content: sealed({**content, "endpoints": 7}), "damaged: TypeError"),
+        (lambda _, content: sealed({**content, "saved_at": 10**400}), "damaged: OverflowError"),
+        (lambda _, content: sealed({**content, "saved_at": float("nan")}), "nan s old"),
     ],
 )
 def test_a_file_that_cannot_be_trusted_is_refused_with_a_reason(

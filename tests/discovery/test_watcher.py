@@ -13,6 +13,7 @@ from virtual_time import run
 
 import discovery.watcher
 from discovery import Backoff, Endpoint, Memory, Snapshot, SourceError, Static, Watcher
+from discovery.cache import Cached
 
 A, B, C = (Endpoint(host=f"10.0.0.{n}", port=80) for n in (1, 2, 3))
 
@@ -244,6 +245,49 @@ def test_a_stop_interrupts_the_backoff_and_closes_the_source() -> None:
             assert loop.time() - began == 0
             assert source.closed == len(source.called_at)
             assert not watcher.running
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run(main())
+
+
+def test_why_the_registry_is_out_of_reach_is_logged_after_a_start_from_the_cache_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        source = Scripted([3.0, SourceError("no route")], [SourceError("no route")], [[A], 1e9])
+        async with Watcher(source, name="users") as watcher:
+            await turns()
+            watcher.restore(Cached((A,), 60.0))
+            await asyncio.sleep(10)
+            assert watcher.counts["outages"] == 1
+
+    caplog.set_level(logging.INFO)
+    run(main())
+    assert caplog.messages == [
+        "users: 1 endpoints from the cache, 60 s old",
+        "users: stale, 1 endpoints kept: no route",
+        "users: live, 1 endpoints",
+    ]
+
+
+def test_a_stop_that_is_cut_short_leaves_nothing_that_looks_live() -> None:
+    class Slow:
+        async def watch(self) -> AsyncGenerator[Sequence[Endpoint], None]:
+            try:
+                yield [A]
+                await asyncio.sleep(1e6)
+            finally:
+                await asyncio.sleep(10)
+
+    async def main() -> None:
+        watcher = Watcher(Slow())
+        watcher.start()
+        await watcher.ready(1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await watcher.stop()
+        assert (watcher.snapshot.state, watcher.snapshot.endpoints) == ("stale", (A,))
+        await asyncio.sleep(20)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     run(main())
