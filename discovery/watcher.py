@@ -45,7 +45,7 @@ class Watcher(Published):
         hold_for: seconds for which they are held. A hold does not end while the registry is out of reach.
         collapse: hold, too, if more than this share (0 to 1) of the endpoints vanishes at once; None for never.
         cache: a `Cache` or its folder; the endpoints found there are used, as stale ones, when the registry
-            cannot be reached at the start.
+            cannot be reached at the start. The source's `repr` says which file is its own.
         rng: source of the jitter, for tests.
 
     Attributes:
@@ -70,6 +70,9 @@ class Watcher(Published):
     ) -> None:
         if not callable(getattr(source, "watch", None)):
             raise TypeError(f"{source!r} is no source: it has no watch() method")
+        if cache is not None and " at 0x" in repr(source):
+            # The place in memory: another file in every process, never to be found again.
+            raise TypeError(f"{source!r}: the cache needs a source with a __repr__ that says what it reads")
         super().__init__(name or repr(source))
         self.source = source
         self.counts = Counter(updates=0, changes=0, outages=0, holds=0)
