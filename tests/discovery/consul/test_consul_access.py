@@ -206,6 +206,24 @@ async def test_a_token_from_a_file_and_from_a_callable(guarded: ConsulServer, un
         assert error.retry_after > 0
 
 
+async def test_nothing_of_a_bad_token_is_in_the_error_or_behind_it(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(UNKNOWN)
+    by_file = Consul("web", address="127.0.0.1:1", token_file=file)
+    file.write_bytes(UNKNOWN.encode() + b"\xff")
+
+    def fail() -> str:
+        raise RuntimeError(UNKNOWN)
+
+    for source, words in (
+        (by_file, "printable ASCII"),
+        (Consul("web", address="127.0.0.1:1", token=fail), "the callable raised RuntimeError"),
+    ):
+        error = await refusal(source)
+        assert words in str(error)
+        assert UNKNOWN not in "".join(traceback.format_exception(error))
+
+
 @pytest.mark.parametrize(
     ("options", "words", "retry_after"),
     [
