@@ -14,6 +14,9 @@ __all__ = ["Hold", "OnEmpty"]
 OnEmpty = Literal["hold", "accept", "keep"]
 
 _LONGEST = 86_400.0  # seconds
+# Seconds within which those that vanish, vanish together: when the leases of a whole set end at one moment, etcd
+# says so in several pieces within 10 ms.
+_TOGETHER = 0.05
 
 
 class Hold:
@@ -24,9 +27,10 @@ class Hold:
     believing it sends requests to machines that left (Kratos). So endpoints that vanish *together* stay for
     `seconds`.
 
-    One endpoint that vanishes by itself from a registry that is being followed was removed by somebody, and is
-    never held: not even when it was the last. A set that is read anew, after an outage, has no such history: there
-    a single one is held like many, if nothing is left.
+    Together is: within 0.05 s, for etcd tells the end of many leases in pieces; those of the first ones come back
+    then. One endpoint that vanishes by itself from a registry that is being followed was removed by somebody, and
+    is never held: not even when it was the last. A set that is read anew, after an outage, has no such history:
+    there a single one is held like many, if nothing is left.
 
     Args:
         on_empty: when the set becomes empty: `hold` it for a while, `accept` it at once, `keep` the old one until
@@ -53,6 +57,8 @@ class Hold:
         self._seconds = seconds
         self._collapse = collapse
         self._held: dict[str, tuple[Endpoint, float]] = {}
+        # Those that vanished and were not held, and when: perhaps they were the first of many.
+        self._gone: dict[str, tuple[Endpoint, float]] = {}
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
@@ -74,8 +80,9 @@ class Hold:
             followed: whether the registry was followed all the time between the two.
         """
         there = {endpoint.address for endpoint in listed}
-        for address in there & self._held.keys():
-            del self._held[address]
+        for address in there:
+            self._held.pop(address, None)
+            self._gone.pop(address, None)
         if there:
             # Those that were kept for as long as nothing else came: the others may come one by one.
             for address, (endpoint, until) in self._held.items():
@@ -83,11 +90,18 @@ class Hold:
                     self._held[address] = endpoint, now + self._seconds
         old = {endpoint.address: endpoint for endpoint in before}
         vanished = {address: endpoint for address, endpoint in old.items() if address not in there}
-        if not vanished or (followed and len(vanished) == 1):
+        if not vanished:
             return ""
+        self._gone = {address: gone for address, gone in self._gone.items() if now - gone[1] <= _TOGETHER}
+        self._gone.update((address, (endpoint, now)) for address, endpoint in vanished.items())
+        vanished = {address: endpoint for address, (endpoint, _) in self._gone.items()}
+        if followed and len(vanished) == 1:
+            return ""
+        old |= vanished
         if not there:
             if self._on_empty == "accept":
                 self._held.clear()
+                self._gone.clear()
                 return ""
             until = math.inf if self._on_empty == "keep" else now + self._seconds
             reason = "the registry lists no endpoint any more"
@@ -97,6 +111,7 @@ class Hold:
         else:
             return ""
         self._held.update((address, (endpoint, until)) for address, endpoint in vanished.items())
+        self._gone.clear()
         time = "until others come" if math.isinf(until) else f"for {self._seconds:g} s"
         return f"{reason}, {len(vanished)} held {time}"
 
@@ -107,9 +122,7 @@ class Hold:
     def let_go(self, addresses: Iterable[str] | None = None) -> int:
         """Hold these no longer, all of them by default; returns how many were held."""
         before = len(self._held)
-        if addresses is None:
-            self._held.clear()
-        else:
-            for address in addresses:
-                self._held.pop(address, None)
+        for address in tuple(self._held if addresses is None else addresses):
+            self._held.pop(address, None)
+            self._gone.pop(address, None)
         return before - len(self._held)

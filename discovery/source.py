@@ -28,7 +28,9 @@ class Source(Protocol):
     """One registry, seen from one service. All the rest (waiting, retrying, comparing) is the `Watcher`'s.
 
     A source may also have an attribute `skipped`, a mapping from the keys of the records that it
-    cannot read to the reasons; the watcher shows how many there are.
+    cannot read to the reasons; the watcher shows how many there are. An attribute `degraded` is what is wrong with
+    a part of it while the rest is good, shown as the snapshot's reason; empty if nothing is. Its `repr` is its
+    name in the log and in the cache, so it has no secrets.
     """
 
     def watch(self) -> AsyncGenerator[Sequence[Endpoint], None]:

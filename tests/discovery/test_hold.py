@@ -145,6 +145,40 @@ def test_deletes_one_at_a_time_are_never_held() -> None:
     assert story("ABCD", "ABC", "AB", "A", "-", collapse=0.0) == ("", "", "live")
 
 
+@pytest.mark.parametrize(
+    ("sets", "options", "expected"),
+    [
+        # All leases of a set end at one moment: etcd sends that in pieces.
+        (["ABC", "AB", "A", "-"], {}, ("ABCD", "held")),
+        (["ABC", "A", "-"], {}, ("ABCD", "held")),
+        (["ABC", "AB", "A", "-"], ACCEPT, ("", "live")),
+        (["ABC", "AB", "A"], {}, ("A", "live")),
+        (["ABC", "AB", "A"], COLLAPSE, ("ABCD", "held")),
+        (["ABC", "AB"], COLLAPSE, ("AB", "live")),
+        (["ABC", "ABCD", "ABC"], {"collapse": 0.0}, ("ABC", "live")),
+        (["ABC", "ABCD", "-"], {}, ("ABCD", "held")),
+        # What went earlier is not brought back.
+        (["ABC", 0.06, "AB", "A", "-"], {}, ("ABC", "held")),
+        (["ABC", 0.06, "AB", 0.06, "A", 0.06, "-"], {}, ("", "live")),
+    ],
+)
+def test_those_that_vanish_in_pieces_within_a_moment_vanish_together(
+    sets: list[str | float], options: dict[str, Any], expected: tuple[str, str]
+) -> None:
+    async def main() -> Snapshot:
+        source = Played()
+        async with Watcher(source, **options) as watcher:
+            await after(watcher, source, "ABCD")
+            for each in sets:
+                if isinstance(each, str):
+                    source.say(each)
+                await asyncio.sleep(each if isinstance(each, float) else 0.001)
+            return watcher.snapshot
+
+    end = run(main())
+    assert (named(end.endpoints), end.state) == expected
+
+
 def test_those_that_come_back_are_held_no_more_and_the_others_keep_their_time() -> None:
     assert story("ABC", "-", 20.0, "B") == ("ABC", "AC", "held")
     assert story("ABC", "-", 20.0, "B", 9.0) == ("ABC", "AC", "held")
