@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from itertools import chain
@@ -16,6 +17,8 @@ from discovery.source import Source, SourceError
 from discovery.watcher import Watcher
 
 __all__ = ["Failover", "Merge"]
+
+log = logging.getLogger(__name__)
 
 _PATIENCE = 2.0  # seconds at the start for which the answers of all are waited for
 
@@ -173,6 +176,8 @@ class Failover(_Combined):
         for number, snapshot in enumerate(snapshots):
             lost_at = self._lost_at[number]
             if snapshot.endpoints and (lost_at is None or now - lost_at < self._patience):
+                if number != self._used:
+                    log.warning("%r is used in place of %r", self.sources[number], self.used)
                 self._used = number
                 break
         return snapshots[self._used].endpoints

@@ -308,6 +308,20 @@ def test_each_part_says_in_the_log_what_becomes_of_it(caplog: pytest.LogCaptureF
     ]
 
 
+def test_failover_says_in_the_log_which_source_it_uses(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        one, two = Named("one", [A]), Named("two", [B])
+        async with Watcher(Failover(one, two), name="users") as watcher:
+            await watcher.ready(1)
+            one.set([])
+            await asyncio.sleep(60)
+            one.set([A])
+            await asyncio.sleep(60)
+
+    run(main())
+    assert caplog.messages == ["two is used in place of one", "one is used in place of two"]
+
+
 def test_urls() -> None:
     merged = open_source("static://10.0.0.1:80 + static://10.0.0.2:80")
     assert isinstance(merged, Merge)

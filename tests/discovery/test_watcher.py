@@ -212,6 +212,24 @@ def test_iteration_gives_the_newest_value_and_skips_what_a_slow_reader_missed() 
     assert [(s.version, s.state) for s in seen] == [(0, "starting"), (1, "live"), (4, "live"), (4, "stale")]
 
 
+def test_iteration_shows_that_one_of_those_held_is_listed_again() -> None:
+    async def main() -> list[int]:
+        memory, seen = Memory([A, B, C]), []
+        async with Watcher(memory) as watcher:
+            await watcher.ready(1)
+            async for snapshot in watcher:
+                seen.append(len(snapshot.held))
+                if snapshot.state == "live":
+                    memory.set([])
+                elif len(snapshot.held) == 3:
+                    memory.set([A])
+                else:
+                    return seen
+        return seen
+
+    assert run(main()) == [0, 3, 2]
+
+
 def test_iteration_ends_with_the_watcher() -> None:
     async def main() -> None:
         watcher = Watcher(Static([A]))
