@@ -134,7 +134,7 @@ class Cache:
                 raise ValueError(f"it is of {content['source']!r}, format {content['format']!r}")
             age = time.time() - content["saved_at"]
             endpoints = endpoint_tuple(_endpoint(each) for each in content["endpoints"])
-        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"it is damaged: {type(error).__name__}: {error}") from error
         if not -_CLOCK_STEP <= age <= self.max_age:
             raise ValueError(f"it is {age:.0f} s old, and 0 to {self.max_age:.0f} s are allowed")

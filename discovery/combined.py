@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from itertools import chain
+from operator import is_
 
 from discovery.connection import positive
-from discovery.endpoint import Endpoint
+from discovery.endpoint import Endpoint, endpoint_tuple
 from discovery.snapshot import Snapshot
 from discovery.source import Source, SourceError
 from discovery.watcher import Watcher
 
 __all__ = ["Failover", "Merge"]
+
+log = logging.getLogger(__name__)
 
 _PATIENCE = 2.0  # seconds at the start for which the answers of all are waited for
 
@@ -28,8 +33,10 @@ class _Combined(ABC):
             if not callable(getattr(source, "watch", None)):
                 raise TypeError(f"{source!r} is no source: it has no watch() method")
         self.sources = sources
+        self._parts = [_Part(source) for source in sources]
         # Beyond a call of watch(): it ends when none can be reached, and its watchers with it.
         self._last: list[Snapshot] = [Snapshot() for _ in sources]
+        self._lost_at: list[float | None] = [None] * len(sources)
         self._degraded = ""
 
     def __repr__(self) -> str:
@@ -55,9 +62,9 @@ class _Combined(ABC):
         news = asyncio.Event()
         async with contextlib.AsyncExitStack() as stack:
             watchers = []
-            for source in self.sources:
+            for part in self._parts:
                 # Whatever vanishes from one may be in another: it is the whole that may be held, not its parts.
-                watcher = Watcher(source, on_empty="accept")
+                watcher = Watcher(part, on_empty="accept")
                 watcher.subscribe(lambda _: news.set())
                 watchers.append(await stack.enter_async_context(watcher))
             began_at = now()
@@ -65,8 +72,9 @@ class _Combined(ABC):
                 # Before the states are looked at, so that no swap is missed.
                 news.clear()
                 snapshots = [watcher.snapshot for watcher in watchers]
+                self._note(snapshots, now())
                 waiting: float | None = max(0.0, began_at + _PATIENCE - now())
-                if not waiting or all(snapshot.version or snapshot.reason for snapshot in snapshots):
+                if not waiting or self._is_enough(snapshots):
                     if not any(_confirmed(snapshot) for snapshot in snapshots):
                         raise SourceError("; ".join(snapshot.reason or "no answer yet" for snapshot in snapshots))
                     yield self._combine(snapshots)
@@ -83,6 +91,15 @@ class _Combined(ABC):
             if not _confirmed(snapshot)
         )
         return self._chosen(self._last)
+
+    def _note(self, snapshots: Sequence[Snapshot], now: float) -> None:
+        for number, snapshot in enumerate(snapshots):
+            lost_at = self._lost_at[number]
+            self._lost_at[number] = None if _confirmed(snapshot) else now if lost_at is None else lost_at
+
+    def _is_enough(self, snapshots: Sequence[Snapshot]) -> bool:
+        """Whether the sources that have not answered yet need not be waited for."""
+        return all(map(_has_answered, snapshots))
 
     @abstractmethod
     def _chosen(self, snapshots: Sequence[Snapshot]) -> Sequence[Endpoint]:
@@ -108,8 +125,16 @@ class Merge(_Combined):
         TypeError, ValueError: there are fewer, or one is none.
     """
 
+    def __init__(self, *sources: Source) -> None:
+        super().__init__(*sources)
+        self._merged: tuple[list[tuple[Endpoint, ...]], tuple[Endpoint, ...]] = [], ()
+
     def _chosen(self, snapshots: Sequence[Snapshot]) -> Sequence[Endpoint]:
-        return tuple(endpoint for snapshot in snapshots for endpoint in snapshot.endpoints)
+        lists = [snapshot.endpoints for snapshot in snapshots]
+        # Most of the time it was a sign of life, for which thousands need not be sorted again.
+        if not self._merged[0] or not all(map(is_, lists, self._merged[0])):
+            self._merged = lists, endpoint_tuple(chain.from_iterable(lists))
+        return self._merged[1]
 
 
 class Failover(_Combined):
@@ -130,7 +155,6 @@ class Failover(_Combined):
     def __init__(self, *sources: Source, patience: float = 10.0) -> None:
         super().__init__(*sources)
         self._patience = positive("patience", patience)
-        self._lost_at: list[float | None] = [None] * len(sources)
         self._used = 0
 
     @property
@@ -138,18 +162,22 @@ class Failover(_Combined):
         """The source whose endpoints are used now."""
         return self.sources[self._used]
 
-    def _combine(self, snapshots: Sequence[Snapshot]) -> Sequence[Endpoint]:
-        now = asyncio.get_running_loop().time()
-        for number, snapshot in enumerate(snapshots):
-            lost_at = self._lost_at[number]
-            self._lost_at[number] = None if _confirmed(snapshot) else now if lost_at is None else lost_at
-        return super()._combine(snapshots)
+    def _is_enough(self, snapshots: Sequence[Snapshot]) -> bool:
+        # The first that is good decides, and those behind it may be silent.
+        for snapshot in snapshots:
+            if not _has_answered(snapshot):
+                return False
+            if _confirmed(snapshot) and snapshot.endpoints:
+                return True
+        return True
 
     def _chosen(self, snapshots: Sequence[Snapshot]) -> Sequence[Endpoint]:
         now = asyncio.get_running_loop().time()
         for number, snapshot in enumerate(snapshots):
             lost_at = self._lost_at[number]
             if snapshot.endpoints and (lost_at is None or now - lost_at < self._patience):
+                if number != self._used:
+                    log.warning("%r is used in place of %r", self.sources[number], self.used)
                 self._used = number
                 break
         return snapshots[self._used].endpoints
@@ -158,6 +186,34 @@ class Failover(_Combined):
         now = asyncio.get_running_loop().time()
         moments = [at + self._patience - now for at in self._lost_at if at is not None]
         return min((moment for moment in moments if moment > 0), default=None)
+
+
+class _Part:
+    """One of the sources. What it said of when to come back counts beyond a call of watch() of the whole."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._said: tuple[str, float] = "", 0.0  # the last error, and until when it counts
+
+    def __repr__(self) -> str:
+        return repr(self._source)
+
+    async def watch(self) -> AsyncGenerator[Sequence[Endpoint], None]:
+        now = asyncio.get_running_loop().time
+        why, until = self._said
+        if (left := until - now()) > 0:
+            raise SourceError(why, retry_after=left)
+        try:
+            async with contextlib.aclosing(self._source.watch()) as sets:
+                async for endpoints in sets:
+                    yield endpoints
+        except SourceError as error:
+            self._said = str(error), now() + error.retry_after
+            raise
+
+
+def _has_answered(snapshot: Snapshot) -> bool:
+    return bool(snapshot.version or snapshot.reason)
 
 
 def _confirmed(snapshot: Snapshot) -> bool:

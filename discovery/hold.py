@@ -14,6 +14,9 @@ __all__ = ["Hold", "OnEmpty"]
 OnEmpty = Literal["hold", "accept", "keep"]
 
 _LONGEST = 86_400.0  # seconds
+# Seconds within which those that vanish, vanish together: when the leases of a whole set end at one moment, etcd
+# says so in several pieces within 10 ms.
+_TOGETHER = 0.05
 
 
 class Hold:
@@ -25,8 +28,10 @@ class Hold:
     `seconds`.
 
     One endpoint that vanishes by itself from a registry that is being followed was removed by somebody, and is
-    never held: not even when it was the last. A set that is read anew, after an outage, has no such history: there
-    a single one is held like many, if nothing is left.
+    never held: not even when it was the last. But where several vanished at once, what follows within 0.05 s
+    belongs to them: etcd tells the end of many leases in pieces. A set that is read anew, after an outage, has no such
+    history: there a single one is held like many, if nothing is left. And if the registry is found to be back at
+    an earlier time, whatever is missing in it is held: servers register again, one after the other.
 
     Args:
         on_empty: when the set becomes empty: `hold` it for a while, `accept` it at once, `keep` the old one until
@@ -53,6 +58,8 @@ class Hold:
         self._seconds = seconds
         self._collapse = collapse
         self._held: dict[str, tuple[Endpoint, float]] = {}
+        # Those that vanished and were not held, and when: perhaps they were the first of many.
+        self._gone: dict[str, tuple[Endpoint, float]] = {}
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
@@ -64,7 +71,15 @@ class Hold:
         """The addresses that are held, and the moment until when each is; infinity for an unlimited time."""
         return MappingProxyType({address: until for address, (_, until) in self._held.items()})
 
-    def begin(self, before: Iterable[Endpoint], listed: Iterable[Endpoint], now: float, *, followed: bool) -> str:
+    def begin(
+        self,
+        before: Iterable[Endpoint],
+        listed: Iterable[Endpoint],
+        now: float,
+        *,
+        followed: bool,
+        rewound: bool = False,
+    ) -> str:
         """Take in what the registry lists now, and listed before; the reason if a hold begins, else nothing.
 
         Args:
@@ -72,35 +87,47 @@ class Hold:
             listed: the set now.
             now: seconds, of the same clock in all calls.
             followed: whether the registry was followed all the time between the two.
+            rewound: whether the registry is back at an earlier time than the previous set is of.
         """
         old = {endpoint.address: endpoint for endpoint in before}
         if not old and not self._held:
             return ""
         there = {endpoint.address for endpoint in listed}
-        for address in there & self._held.keys():
-            del self._held[address]
+        for address in there:
+            self._held.pop(address, None)
+            self._gone.pop(address, None)
         if there:
             # Those that were kept for as long as nothing else came: the others may come one by one.
             for address, (endpoint, until) in self._held.items():
                 if math.isinf(until):
                     self._held[address] = endpoint, now + self._seconds
         vanished = {address: endpoint for address, endpoint in old.items() if address not in there}
-        if not vanished or (followed and len(vanished) == 1):
+        if not vanished:
             return ""
+        self._gone = {address: gone for address, gone in self._gone.items() if now - gone[1] <= _TOGETHER}
+        if followed and len(vanished) == 1 and not self._gone:
+            return ""
+        self._gone.update((address, (endpoint, now)) for address, endpoint in vanished.items())
+        vanished = {address: endpoint for address, (endpoint, _) in self._gone.items()}
+        old |= vanished
         if not there:
             if self._on_empty == "accept":
                 self._held.clear()
+                self._gone.clear()
                 return ""
             until = math.inf if self._on_empty == "keep" else now + self._seconds
             reason = "the registry lists no endpoint any more"
+        elif rewound and self._on_empty != "accept":
+            until = now + self._seconds
+            reason = f"the registry has lost data, {len(vanished)} of {len(old)} endpoints with them"
         elif self._collapse is not None and len(vanished) > self._collapse * len(old):
             until = now + self._seconds
             reason = f"{len(vanished)} of {len(old)} endpoints vanished at once"
         else:
             return ""
         self._held.update((address, (endpoint, until)) for address, endpoint in vanished.items())
-        time = "until others come" if math.isinf(until) else f"for {self._seconds:g} s"
-        return f"{reason}, {len(vanished)} held {time}"
+        self._gone.clear()
+        return reason
 
     def expire(self, now: float) -> int:
         """Let go of those whose time is over; returns how many."""
@@ -109,9 +136,7 @@ class Hold:
     def let_go(self, addresses: Iterable[str] | None = None) -> int:
         """Hold these no longer, all of them by default; returns how many were held."""
         before = len(self._held)
-        if addresses is None:
-            self._held.clear()
-        else:
-            for address in addresses:
-                self._held.pop(address, None)
+        for address in tuple(self._held if addresses is None else addresses):
+            self._held.pop(address, None)
+            self._gone.pop(address, None)
         return before - len(self._held)

@@ -52,13 +52,8 @@ class Published:
         while not self._stopped:
             snapshot = self.snapshot
             # That there is a reason is news, its wording is not: it may change with every attempt.
-            news = (
-                snapshot.version,
-                snapshot.state,
-                bool(snapshot.reason),
-                snapshot.skipped,
-                tuple(snapshot.held),
-            )
+            reason, held = bool(snapshot.reason), snapshot.held.keys()
+            news = (snapshot.version, snapshot.state, reason, snapshot.skipped, held)
             if seen != news:
                 seen = news
                 yield snapshot

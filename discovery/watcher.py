@@ -47,7 +47,7 @@ class Watcher(Published):
         hold_for: seconds for which they are held. A hold does not end while the registry is out of reach.
         collapse: hold, too, if more than this share (0 to 1) of the endpoints vanishes at once; None for never.
         cache: a `Cache` or its folder; the endpoints found there are used, as stale ones, when the registry
-            cannot be reached at the start.
+            cannot be reached at the start. The source's `repr` says which file is its own.
         rng: source of the jitter, for tests.
 
     Attributes:
@@ -72,6 +72,9 @@ class Watcher(Published):
     ) -> None:
         if not callable(getattr(source, "watch", None)):
             raise TypeError(f"{source!r} is no source: it has no watch() method")
+        if cache is not None and " at 0x" in repr(source):
+            # The place in memory: another file in every process, never to be found again.
+            raise TypeError(f"{source!r}: the cache needs a source with a __repr__ that says what it reads")
         super().__init__(name or repr(source))
         self.source = source
         self.counts = Counter(updates=0, changes=0, outages=0, holds=0)
@@ -82,6 +85,7 @@ class Watcher(Published):
         self._hold_over: asyncio.TimerHandle | None = None
         self._cache = cache if isinstance(cache, Cache) or cache is None else Cache(cache)
         self._restored = ""
+        self._failing = False
         # What the registry listed last: the snapshot's endpoints without those that are held.
         self._listed: tuple[Endpoint, ...] = ()
         self._seen: Sequence[Endpoint] | None = None
@@ -114,8 +118,11 @@ class Watcher(Published):
             tasks = [self._task] if self._keeping is None else [self._task, self._keeping]
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
-            self._swap(replace(self.snapshot, state="stale", reason="the watcher was stopped"))
+            try:
+                await asyncio.wait(tasks)
+            finally:
+                # Also if the waiting is cut short: nobody follows the registry any more.
+                self._swap(replace(self.snapshot, state="stale", reason="the watcher was stopped"))
         self._wake()
 
     async def __aenter__(self) -> Self:
@@ -146,14 +153,15 @@ class Watcher(Published):
     def let_go(self, addresses: Iterable[str]) -> None:
         """Hold these no longer: for servers that are found to be gone indeed. Addresses that are listed stay."""
         if count := self._hold.let_go(tuple(addresses)):
-            log.info("%s: %d endpoints are held no more", self.name, count)
+            log.info("%s: no longer held: %s", self.name, _counted(count))
             self._show(self.snapshot)
 
     def restore(self, cached: Cached) -> None:
         """Begin with endpoints from the cache, as stale ones; nothing happens if there are any already."""
         if self.snapshot.version:
             return
-        log.warning("%s: %d endpoints from the cache, %.0f s old", self.name, len(cached.endpoints), cached.age)
+        count = _counted(len(cached.endpoints))
+        log.warning("%s: %s from the cache, %.0f s old", self.name, count, cached.age)
         self._listed = cached.endpoints
         self._restored = "; the endpoints are from the cache"
         reason = (self.snapshot.reason or "no answer yet") + self._restored
@@ -168,6 +176,8 @@ class Watcher(Published):
             try:
                 async with aclosing(self.source.watch()) as sets:
                     async for endpoints in sets:
+                        if self._stopped:
+                            return  # it swallowed its cancellation
                         listed = self._sorted(endpoints)
                         if len(listed) > _LARGE:
                             # Sorting thousands is enough for one turn of the loop, so is taking them over.
@@ -188,6 +198,8 @@ class Watcher(Published):
             # A source that answers and fails at once must not be asked in a hot loop.
             lasted = began_at is not None and now() - began_at > self._backoff.cap
             failures = 1 if lasted else failures + 1
+            if self._stopped:
+                return  # as above
             self._lost(reason)
             await asyncio.sleep(max(retry_after, self._backoff.delay(failures, self._rng)))
 
@@ -202,27 +214,29 @@ class Watcher(Published):
         before = self.snapshot
         now = asyncio.get_running_loop().time()
         if listed != self._listed:
-            if reason := self._hold.begin(self._listed, listed, now, followed=followed):
+            rewound = bool(getattr(self.source, "rewound", False))
+            if reason := self._hold.begin(self._listed, listed, now, followed=followed, rewound=rewound):
                 self.counts["holds"] += 1
                 self._hold_reason = reason
-                log.warning("%s: %s", self.name, reason)
+                log.warning("%s: %s: %s held", self.name, reason, _counted(len(self._hold.until)))
             self._listed = listed
         self._expire(now)
         self.counts["updates"] += 1
-        self._restored = ""
+        self._restored, self._failing = "", False
         self._show(replace(before, received_at=time.monotonic(), state="live"))
         if before.state not in ("live", "held"):
-            log.info("%s: live, %d endpoints", self.name, len(self.snapshot.endpoints))
+            log.info("%s: %s, %s", self.name, self.snapshot.state, _counted(len(self.snapshot.endpoints)))
 
     def _lost(self, reason: str) -> None:
-        old = self.snapshot
-        if old.state == "stale" or (old.state == "starting" and old.reason):
+        # Endpoints from the cache are stale as well, but nothing has failed by then.
+        old, known, self._failing = self.snapshot, self._failing, True
+        if known:
             log.debug("%s: still %s: %s", self.name, old.state, reason)
         elif old.version:
-            log.warning("%s: stale, %d endpoints kept: %s", self.name, len(old.endpoints), reason)
+            log.warning("%s: stale, %s kept: %s", self.name, _counted(len(old.endpoints)), reason)
         else:
             log.warning("%s: not reached yet: %s", self.name, reason)
-        self.counts["outages"] += old.state != "stale" and not (old.state == "starting" and old.reason)
+        self.counts["outages"] += not known
         self._show(replace(old, state="stale" if old.version else "starting", reason=reason + self._restored))
 
     def _show(self, base: Snapshot) -> None:
@@ -232,9 +246,10 @@ class Watcher(Published):
         heard = base.state != "starting"
         changed = heard and (base.version == 0 or shown != base.endpoints)
         state, reason = base.state, base.reason
+        degraded, skipped = self._said_beside()
         if state in ("live", "held"):
             state = "held" if until else "live"
-            reason = self._hold_reason if until else getattr(self.source, "degraded", "")
+            reason = "; ".join(filter(None, (self._hold_reason if until else "", degraded)))
         self.counts["changes"] += changed
         self._swap(
             Snapshot(
@@ -244,10 +259,17 @@ class Watcher(Published):
                 received_at=base.received_at,
                 state=state,
                 reason=reason,
-                skipped=len(getattr(self.source, "skipped", ())),
+                skipped=skipped,
                 held=self._watch_the_clock(until),
             )
         )
+
+    def _said_beside(self) -> tuple[str, int]:
+        """What the source says beside its sets: what is missing in them, and how many records are skipped."""
+        try:
+            return str(getattr(self.source, "degraded", "")), len(getattr(self.source, "skipped", ()))
+        except Exception:  # noqa: BLE001 - somebody else's attributes; an error here would end the watcher
+            return "", 0
 
     def _watch_the_clock(self, until: Mapping[str, float]) -> Mapping[str, float]:
         """Notice when the first of these holds is over; returns the same moments in `time.monotonic()` seconds."""
@@ -269,5 +291,9 @@ class Watcher(Published):
 
     def _expire(self, now: float) -> int:
         if count := self._hold.expire(now):
-            log.warning("%s: the hold is over, %d endpoints go", self.name, count)
+            log.warning("%s: the hold is over for %s", self.name, _counted(count))
         return count
+
+
+def _counted(endpoints: int) -> str:
+    return f"{endpoints} endpoint{'s' * (endpoints != 1)}"

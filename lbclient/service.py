@@ -6,10 +6,9 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
-from discovery import Cache, Endpoint, OnEmpty, Snapshot, Source, Watcher, open_source
+from discovery import Endpoint, Snapshot, Source, Watcher, open_source
 from lbclient.balancer import Balancer
 from lbclient.errors import NoEndpoints
 from lbclient.node import Attempt, Node
@@ -32,7 +31,7 @@ class Service:
         balancer: chooses the nodes.
         wait_for_endpoints: seconds a request waits for the first snapshot.
         on_left: called with the nodes that left, in the swap.
-        on_empty, cache: as for a `Watcher`, which is not asked when it is given as `origin`.
+        watching: options of the `Watcher`, if it is made here.
     """
 
     def __init__(
@@ -43,8 +42,7 @@ class Service:
         *,
         wait_for_endpoints: float,
         on_left: OnLeft,
-        on_empty: OnEmpty = "hold",
-        cache: Cache | str | Path | None = None,
+        **watching: Any,
     ) -> None:
         self.name = name
         self.balancer = balancer
@@ -53,7 +51,7 @@ class Service:
             self.watcher = origin
         else:
             source = open_source(origin) if isinstance(origin, str) else origin
-            self.watcher = Watcher(source, name=name, on_empty=on_empty, cache=cache)
+            self.watcher = Watcher(source, name=name, **watching)
         self._wait = wait_for_endpoints
         self._on_left = on_left
         self._unsubscribe: Callable[[], None] | None = None

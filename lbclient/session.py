@@ -44,10 +44,12 @@ class BalancedSession:
         drain_timeout: seconds after which requests to a node that left are cut.
         limit_per_node: connections in use to one node at once; further requests wait. 0 for no limit.
         ejection: when failing nodes are taken out.
-        on_empty: when a registry lists nothing any more: `hold` its endpoints for 30 s (those that fail go
-            sooner), `accept` it at once, or `keep` them until others come. Give a `Watcher` for more.
+        on_empty: when a registry lists nothing any more: `hold` its endpoints for a while (those that fail go
+            sooner), `accept` it at once, or `keep` them until others come.
+        hold_for: seconds for which they are held.
+        collapse: hold, too, if more than this share (0 to 1) of them vanishes at once; None for never.
         cache: a folder (or `discovery.Cache`) for the last known endpoints, with which a process can start while
-            its registry is down; none by default. Not for services given as watchers.
+            its registry is down; none by default. None of these four is for services given as watchers.
         timeout: deadlines of a whole request as in aiohttp; 300 s in all by default.
         keepalive_timeout: seconds an idle connection is kept. Below the 5 s after which uvicorn and Node.js
             close theirs, so that a request is seldom sent into a connection that is just being closed.
@@ -73,6 +75,8 @@ class BalancedSession:
         limit_per_node: int = 100,
         ejection: Ejection | None = None,
         on_empty: OnEmpty = "hold",
+        hold_for: float = 30.0,
+        collapse: float | None = None,
         cache: Cache | str | Path | None = None,
         timeout: ClientTimeout | float | None = _TOTAL,
         keepalive_timeout: float = 4.0,
@@ -98,6 +102,8 @@ class BalancedSession:
             limit_per_node=limit_per_node,
             ejection=ejection,
             on_empty=on_empty,
+            hold_for=hold_for,
+            collapse=collapse,
             cache=cache,
         )
         self._connect_timeout = connect_timeout
@@ -143,6 +149,10 @@ class BalancedSession:
     def snapshot(self, service: str | None = None) -> Snapshot:
         """The endpoints with their version, age and state."""
         return self._balancing.snapshot(service)
+
+    def accept(self, service: str | None = None) -> None:
+        """Believe the registry now that endpoints are gone: those that are held for the service go."""
+        self._balancing.accept(service)
 
     def describe(self) -> dict[str, Any]:
         """The whole live state as plain data for JSON; times in seconds."""

@@ -59,6 +59,8 @@ class BalancingMiddleware:
         limit_per_node: int = 100,
         ejection: Ejection | None = None,
         on_empty: OnEmpty = "hold",
+        hold_for: float = 30.0,
+        collapse: float | None = None,
         cache: Cache | str | Path | None = None,
     ) -> None:
         if isinstance(max_attempts, bool) or not isinstance(max_attempts, int) or max_attempts < 1:
@@ -86,6 +88,8 @@ class BalancingMiddleware:
                 wait_for_endpoints=wait_for_endpoints,
                 on_left=self._drain.begin,
                 on_empty=on_empty,
+                hold_for=hold_for,
+                collapse=collapse,
                 cache=cache,
             )
             for name, origin in services.items()
@@ -119,6 +123,10 @@ class BalancingMiddleware:
     def snapshot(self, service: str | None = None) -> Snapshot:
         """The endpoints with their version, age and state."""
         return self._service(service).watcher.snapshot
+
+    def accept(self, service: str | None = None) -> None:
+        """Believe the registry now that endpoints are gone: those that are held for the service go."""
+        self._service(service).watcher.accept()
 
     def describe(self) -> dict[str, Any]:
         """The whole live state as plain data for JSON; times in seconds."""

@@ -52,15 +52,16 @@ class Access:
             return self._current()
         except OSError as error:
             raise SourceError(f"Consul's token cannot be read: {error}", retry_after=1.0) from error
-        except Exception as error:
-            why = (
-                str(error) if isinstance(error, _BadTokenError) else f"the callable raised {type(error).__name__}"
-            )
-            raise SourceError(f"Consul's token cannot be had: {why}", retry_after=1.0) from error
+        except _BadTokenError as error:
+            why = str(error)
+        except Exception as error:  # noqa: BLE001 - somebody else's function; its message may be a secret
+            why = f"the callable raised {type(error).__name__}"
+        raise SourceError(f"Consul's token cannot be had: {why}", retry_after=1.0)
 
     def _current(self) -> str:
         if isinstance(self._token, Path):
-            return _valid_token(self._token.read_text().strip())
+            # What is not ASCII is refused as any other bad token.
+            return _valid_token(self._token.read_text("ascii", "replace").strip())
         return _valid_token(self._token if isinstance(self._token, str) else self._token())
 
 

@@ -114,6 +114,9 @@ class Consul:
             raise ValueError("a tag, a data centre, a filter or the node to be near to must not be empty")
         self._pace = Pace(_POLLS_PER_SECOND, _BURST)
         self._followers: set[Follower] = set()
+        # The index that was seen last, and whether the set that is being yielded is of an earlier time.
+        self._last = 0
+        self.rewound = False
         self._read = reader(records, passing=passing, schemes=schemes)
         self._records: Records[str] = Records(self._read_text, source=repr(self))
 
@@ -159,10 +162,12 @@ class Consul:
                 while True:
                     answer = await follower.next()
                     if answer is not None:
+                        self.rewound, self._last = answer.index < self._last, answer.index
                         known = await _instances(client, answer, known)
                         for _ in records.replacing(known):
                             await asyncio.sleep(0)
                     yield records.endpoints
+                    self.rewound = False
             finally:
                 self._followers.discard(follower)
 

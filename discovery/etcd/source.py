@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import random
 import ssl
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -90,6 +91,9 @@ class Etcd:
         self._authentication = shared_authentication(self.hosts, user, password)
         self._records = Records(reader(records, schemes=schemes), source=repr(self))
         self._turn = 0
+        # What was seen last, and whether the set that is being yielded is of an earlier time.
+        self._last: View | None = None
+        self.rewound = False
         self._hinted = False
 
     def __repr__(self) -> str:
@@ -123,10 +127,13 @@ class Etcd:
         # A copy, so that two watchers of one source do not apply their events to each other's view.
         records = self._records = self._records.copy()
         now = asyncio.get_running_loop().time
+        view: View | None = None
         async with self.client() as client:
             try:
                 view = await self._list(client, records)
+                self.rewound = view.is_behind(self._last)
                 yield records.endpoints
+                self.rewound = False
                 if not view.keys:
                     await self._hint(client)
                 create = {"create_request": {**self._range, "start_revision": str(view.revision + 1)}}
@@ -134,11 +141,14 @@ class Etcd:
                     probe_at, show_at = self._next_probe(), math.inf
                     rested_at = now()
                     while True:
-                        if await self._follow(stream, view, until=min(probe_at, show_at)):
+                        with _sense(client.url):
+                            changed = await self._follow(stream, view, until=min(probe_at, show_at))
+                        if changed:
                             show_at = min(show_at, max(now(), rested_at))
                         right = False
                         if now() >= probe_at:
-                            right = view.agrees(await self._probe(client, view))
+                            with _sense(client.url):
+                                right = view.agrees(await self._probe(client, view))
                             probe_at = self._next_probe() if right else now() + _DOUBT
                         if right or now() >= show_at:
                             began_at, show_at = now(), math.inf
@@ -150,6 +160,7 @@ class Etcd:
                 raise
             finally:
                 self._turn = client.turn
+                self._last = view or self._last
 
     def _next_probe(self) -> float:
         # Never later than the interval: how soon a silent member is noticed is a promise. Sooner, so that many
@@ -172,7 +183,8 @@ class Etcd:
         failures = []
         for _ in client.members:
             try:
-                return await self._list_member(client, records)
+                with _sense(client.url):
+                    return await self._list_member(client, records)
             except SourceError as error:
                 if error.retry_after:
                     # It is not the member, it is the user: the others would say the same.
@@ -249,6 +261,16 @@ class _Turn:
     async def pass_on(self) -> None:
         await asyncio.sleep(0)
         self._ends_at = time.perf_counter() + _SLICE
+
+
+@contextlib.contextmanager
+def _sense(url: str) -> Iterator[None]:
+    """What cannot be understood in an answer is the member's failure, so that the next one is asked."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise SourceError(f"etcd at {url}: an answer makes no sense: {why}") from error
 
 
 def _range(prefix: str) -> dict[str, str]:

@@ -76,6 +76,12 @@ class View:
         self._cluster = cluster
         self._doubt: tuple[Probe, int] | None = None
 
+    def is_behind(self, other: View | None) -> bool:
+        """Whether this is an earlier time than that of an earlier view, or another cluster."""
+        if other is None:
+            return False
+        return self._cluster != other._cluster or self.revision < max(other.revision, other.confirmed)
+
     def events(self, answer: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
         """The events in one answer of the watch, to be applied one by one.
 

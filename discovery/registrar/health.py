@@ -26,6 +26,7 @@ async def complaint_of(check: HealthCheck, *, within: float) -> str:
             said = check()
             if inspect.isawaitable(said):
                 said = await said
+            healthy = said is None or bool(said)
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is None or task.cancelling():
@@ -35,7 +36,7 @@ async def complaint_of(check: HealthCheck, *, within: float) -> str:
         if deadline.expired():
             return f"the health check did not answer within {within:g} s"
         return _line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
-    return "" if said is None or said else "the health check said no"
+    return "" if healthy else "the health check said no"
 
 
 def _line(text: str) -> str:

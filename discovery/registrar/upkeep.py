@@ -116,7 +116,12 @@ class Upkeep:
                 # New connections: certificates may have been renewed, or a name may lead elsewhere now.
                 with contextlib.suppress(Exception):
                     await self._registration.close()
-                await self._sleep(now() + max(self._backoff.delay(failures, self._rng), pause), lambda: False)
+                again_at = now() + max(self._backoff.delay(failures, self._rng), pause)
+                # In a long pause the entry may end.
+                if now() < (ends_at := self._alive_at + self._ttl) < again_at:
+                    await self._sleep(ends_at, lambda: False)
+                    self._failed(self._standing.reason, gone=False)
+                await self._sleep(again_at, lambda: False)
         finally:
             self.leaving = self._removing = True
             await self._remove()
@@ -155,7 +160,7 @@ class Upkeep:
 
     def _failed(self, reason: str, *, gone: bool) -> None:
         state = self._standing.state
-        over = asyncio.get_running_loop().time() - self._alive_at > self._ttl
+        over = asyncio.get_running_loop().time() >= self._alive_at + self._ttl
         if state in ("registered", "unhealthy") and (gone or over):
             state = "lost"
         self._standing.move(state, reason)

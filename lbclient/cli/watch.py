@@ -21,6 +21,8 @@ __all__ = ["watch"]
 _ONCE_TIMEOUT = 5.0
 # A line of a terminal is not the place for thousands of addresses; --json and pipes get them all.
 _MOST_ON_TERMINAL = 20
+# Registered as metadata by some, and shown from the endpoint's own fields.
+_SHOWN = ("weight", "zone", "tls", "secure")
 _COLOURS = {"live": "green", "held": "yellow", "stale": "yellow", "starting": "yellow"}
 
 
@@ -124,7 +126,7 @@ class _Lines:
     def show(self, new: Snapshot) -> None:
         """Print a line if there is something to tell."""
         old, self._last = self._last, new
-        if new.state in ("live", "held"):
+        if not new.reason:
             self._reasons.clear()
         same = (old.version, old.state, old.skipped) == (new.version, new.state, new.skipped)
         if same and (not new.reason or new.reason in self._reasons):
@@ -196,7 +198,7 @@ def _described(endpoint: Endpoint) -> str:
         parts.append(f"zone={endpoint.zone}")
     if endpoint.tls:
         parts.append("tls")
-    parts += [f"{key}={value}" for key, value in endpoint.metadata.items()]
+    parts += [f"{key}={value}" for key, value in endpoint.metadata.items() if key not in _SHOWN]
     return "  ".join(parts)
 
 

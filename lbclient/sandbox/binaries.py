@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -46,16 +45,15 @@ class Launcher:
     image: str | None = None
     libraries: Path | None = None
 
-    def server(self, network: str | None = None, files: Sequence[Path] = ()) -> LocalServer | Container:
+    def server(self, network: str | None = None) -> LocalServer | Container:
         """Return a server that is ready to be started.
 
         Args:
             network: For containers that must see each other.
-            files: What the program has to read, under the same paths as here.
         """
         if self.path is not None:
             return LocalServer(self.path, self.libraries)
-        return Container(str(self.image), _IN_IMAGE[self.program], network, files)
+        return Container(str(self.image), _IN_IMAGE[self.program], network)
 
     def at_least(self, *numbers: int) -> bool:
         """Return whether the version is this one or a later one."""

@@ -5,8 +5,6 @@ import json
 import secrets
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import aiohttp
@@ -17,29 +15,13 @@ from lbclient.sandbox.errors import SandboxError
 from lbclient.sandbox.local import LocalServer
 from lbclient.sandbox.ports import LOOPBACK, free_port
 from lbclient.sandbox.server import Server, ask, ask_first
+from lbclient.sandbox.tls import ServerTLS
 
-__all__ = ["ConsulServer", "Https"]
+__all__ = ["ConsulServer"]
 
 _NODE = "lbclient"
 _SYNC_TIMEOUT = 10.0
 _POLL = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class Https:
-    """The certificates of an agent that listens for HTTPS as well, as PEM files in one folder.
-
-    Attributes:
-        folder: Where they are; a container sees it under the same name.
-        cert: Its certificate.
-        key: The certificate's private key.
-        clients: The authorities of clients, each of which then needs a certificate; None lets in everybody.
-    """
-
-    folder: Path
-    cert: str
-    key: str
-    clients: str | None = None
 
 
 class ConsulServer(Server):
@@ -57,7 +39,7 @@ class ConsulServer(Server):
     https_address = ""
 
     @classmethod
-    async def start(cls, version: str | None = None, *, acl: bool = False, https: Https | None = None) -> Self:
+    async def start(cls, version: str | None = None, *, acl: bool = False, https: ServerTLS | None = None) -> Self:
         """Start one and wait until it is healthy.
 
         Args:
@@ -80,7 +62,7 @@ class ConsulServer(Server):
         if https is not None:
             ports["https"] = free_port()
             consul.https_address = f"{LOOPBACK}:{ports['https']}"
-            host.show(https.folder)
+            host.show(https.files)
             more |= _https(https)
         public = [port for name, port in ports.items() if name.startswith("http")]
         try:
@@ -239,11 +221,11 @@ def _acl(launcher: Launcher, token: str) -> dict[str, Any]:
     return {"acl": {"enabled": True, "default_policy": "deny", "tokens": tokens}}
 
 
-def _https(https: Https) -> dict[str, Any]:
-    files = {"cert_file": str(https.folder / https.cert), "key_file": str(https.folder / https.key)}
-    if https.clients is None:
+def _https(https: ServerTLS) -> dict[str, Any]:
+    files = {"cert_file": str(https.cert), "key_file": str(https.key)}
+    if https.client_ca is None:
         return files
-    return {**files, "ca_file": str(https.folder / https.clients), "verify_incoming_https": True}
+    return {**files, "ca_file": str(https.client_ca), "verify_incoming_https": True}
 
 
 def _arguments(

@@ -5,7 +5,7 @@ import contextlib
 import os
 import secrets
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lbclient.sandbox.errors import SandboxError
@@ -30,14 +30,13 @@ class Container:
     listen_host = "0.0.0.0"  # noqa: S104 - inside of the container; published on loopback only
     data = "/lbclient-data"
 
-    def __init__(self, image: str, program: str, network: str | None = None, files: Sequence[Path] = ()) -> None:
+    def __init__(self, image: str, program: str, network: str | None = None) -> None:
         self.name = f"lbclient-{os.getpid()}-{secrets.token_hex(4)}"
         # Docker resolves names of containers in a network of one's own only.
         self.peer_host = self.name if network else LOOPBACK
         self._image = image
         self._program = program
         self._network = network
-        self._files = files
         self._argv: list[str] = []
         self._shown: list[str] = []
 
@@ -48,30 +47,18 @@ class Container:
             return _docker("inspect", "--format", "{{.State.Running}}", self.name) == "true"
         return False
 
-    def show(self, folder: Path) -> None:
-        """Let the program see a folder under its own name, read-only, from the next `start` on."""
-        self._shown += ["--volume", f"{folder}:{folder}:ro"]
+    def show(self, files: Iterable[Path]) -> None:
+        """Let the program read these files under the same paths as here, from the next `start` on."""
+        # The folders, not the files: one that is replaced would stay the old one inside.
+        for folder in dict.fromkeys(file.absolute().parent for file in files):
+            self._shown += ["--volume", f"{folder}:{folder}:ro"]
 
     async def start(self, arguments: Sequence[str], ports: Sequence[int]) -> None:
         """Run the program with these arguments; `ports` are published under the same numbers."""
         published = [part for port in ports for part in ("--publish", f"{LOOPBACK}:{port}:{port}")]
         network = ["--network", self._network] if self._network else []
-        # The folders, not the files: one that is replaced would stay the old one inside.
-        folders = dict.fromkeys(file.absolute().parent for file in self._files)
-        mounted = [part for folder in folders for part in ("--volume", f"{folder}:{folder}:ro")]
         self._argv = [
-            *(
-                "run",
-                "--detach",
-                "--name",
-                self.name,
-                "--label",
-                LABEL,
-                *network,
-                *published,
-                *mounted,
-                *self._shown,
-            ),
+            *("run", "--detach", "--name", self.name, "--label", LABEL, *network, *published, *self._shown),
             # Consul's image has an entry script that edits the arguments.
             *("--entrypoint", self._program, self._image, *arguments),
         ]

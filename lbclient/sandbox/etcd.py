@@ -12,10 +12,11 @@ import aiohttp
 from lbclient.sandbox.binaries import Launcher, find
 from lbclient.sandbox.containers import Container, docker
 from lbclient.sandbox.errors import SandboxError
-from lbclient.sandbox.etcd_client import EtcdAccess, EtcdClient, ServerTLS
+from lbclient.sandbox.etcd_client import EtcdAccess, EtcdClient
 from lbclient.sandbox.local import LocalServer
 from lbclient.sandbox.ports import LOOPBACK, free_port
 from lbclient.sandbox.server import Server, ask, ask_first
+from lbclient.sandbox.tls import ServerTLS
 
 __all__ = ["EtcdCluster", "EtcdServer"]
 
@@ -211,7 +212,9 @@ async def _members(
     access: EtcdAccess,
 ) -> list[ServerT]:
     """Start the members of one cluster; none is left running if one of them fails."""
-    hosts = [launcher.server(network, access.files) for _ in range(count)]
+    hosts = [launcher.server(network) for _ in range(count)]
+    for host in hosts:
+        host.show([] if access.tls is None else access.tls.files)
     # A port of one member is a port of all: containers publish theirs on the same loopback.
     ports = [(free_port(), free_port()) for _ in hosts]
     peers = [f"http://{host.peer_host}:{peer}" for host, (_, peer) in zip(hosts, ports, strict=True)]

@@ -4,47 +4,18 @@ import base64
 import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lbclient.sandbox.errors import SandboxError
 from lbclient.sandbox.ports import LOOPBACK
 from lbclient.sandbox.server import ask_first
+from lbclient.sandbox.tls import ServerTLS
 
-__all__ = ["EtcdAccess", "EtcdClient", "ServerTLS"]
+__all__ = ["EtcdAccess", "EtcdClient"]
 
 _ATTEMPTS = 3
 # A token expired, or was lost in a restart, or is older than the last change of a role.
 _NEEDS_TOKEN = ("invalid auth token", "revision of auth store is old", "user name is empty")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerTLS:
-    """Files in PEM form with which a server speaks TLS to its clients.
-
-    Attributes:
-        ca: Authorities for the sandbox's own requests to the server.
-        cert: The server's certificate; it must be one for clients, too: etcd's gateway is its own client.
-        key: Its private key.
-        client_ca: Authorities of clients; None asks them for no certificate.
-        client_cert: Certificate for the sandbox's own requests, if clients need one.
-        client_key: Its private key.
-    """
-
-    ca: Path
-    cert: Path
-    key: Path
-    client_ca: Path | None = None
-    client_cert: Path | None = None
-    client_key: Path | None = None
-
-    def context(self) -> ssl.SSLContext:
-        """Return how the sandbox itself speaks to the server."""
-        context = ssl.create_default_context(cafile=self.ca)
-        if self.client_cert is not None:
-            context.load_cert_chain(self.client_cert, self.client_key)
-        return context
 
 
 class EtcdAccess:
@@ -78,11 +49,6 @@ class EtcdAccess:
             if self.tls.client_ca is not None:
                 flags |= {"trusted-ca-file": str(self.tls.client_ca), "client-cert-auth": "true"}
         return flags | self._more
-
-    @property
-    def files(self) -> list[Path]:
-        """What the program has to read."""
-        return [] if self.tls is None else [f for f in (self.tls.cert, self.tls.key, self.tls.client_ca) if f]
 
 
 class EtcdClient(ABC):

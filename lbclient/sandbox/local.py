@@ -5,7 +5,7 @@ import shutil
 import signal
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lbclient.sandbox.errors import SandboxError
@@ -40,8 +40,8 @@ class LocalServer:
         """Whether the process is there."""
         return self._process.running
 
-    def show(self, folder: Path) -> None:
-        """Let the program see a folder under its own name: it does anyway."""
+    def show(self, files: Iterable[Path]) -> None:
+        """Let the program read these files: it can anyway."""
 
     async def start(self, arguments: Sequence[str], ports: Sequence[int]) -> None:  # noqa: ARG002 - for containers
         """Run the program with these arguments."""

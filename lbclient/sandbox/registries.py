@@ -4,11 +4,11 @@ import os
 from collections.abc import Mapping
 
 from lbclient.sandbox.binaries import ENVIRONMENT, matches
-from lbclient.sandbox.consul import ConsulServer, Https
+from lbclient.sandbox.consul import ConsulServer
 from lbclient.sandbox.etcd import EtcdCluster, EtcdServer
-from lbclient.sandbox.etcd_client import ServerTLS
+from lbclient.sandbox.tls import ServerTLS
 
-__all__ = ["ConsulServer", "EtcdCluster", "EtcdServer", "Https", "ServerTLS", "start_consul", "start_etcd"]
+__all__ = ["ConsulServer", "EtcdCluster", "EtcdServer", "ServerTLS", "start_consul", "start_etcd"]
 
 
 async def start_etcd(

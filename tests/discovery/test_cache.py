@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from virtual_time import run
 
-from discovery import Cache, Endpoint, Memory, Watcher
+from discovery import Cache, Endpoint, Memory, Merge, Watcher
 from discovery.snapshot import Snapshot
 
 A = Endpoint(host="10.0.0.1", port=80, weight=2.5, zone="eu-1", tls=True, metadata={"v": "ü"}, id="a")
@@ -106,6 +106,8 @@ def sealed(content: dict[str, Any]) -> bytes:
         (lambda _, content: sealed({**content, "endpoints": [{"host": "10.0.0.1"}]}), "damaged: TypeError"),
         (lambda _, content: sealed({**content, "endpoints": [{"host": "0.0.0.0", "port": 1}]}), "0.0.0.0"),
         (lambda _, content: sealed({**content, "endpoints": 7}), "damaged: TypeError"),
+        (lambda _, content: sealed({**content, "saved_at": 10**400}), "damaged: OverflowError"),
+        (lambda _, content: sealed({**content, "saved_at": float("nan")}), "nan s old"),
     ],
 )
 def test_a_file_that_cannot_be_trusted_is_refused_with_a_reason(
@@ -202,6 +204,17 @@ def test_what_is_held_or_stale_is_not_written() -> None:
             assert [count for _, count in cache.saved] == [2, 0]
 
     run(main())
+
+
+def test_a_source_without_a_description_of_its_own_is_refused(tmp_path: Path) -> None:
+    class Own:
+        async def watch(self) -> Any:
+            yield ()
+
+    for source in (Own(), Merge(Memory(), Own())):
+        Watcher(source)
+        with pytest.raises(TypeError, match="needs a source with a __repr__ that says what it reads"):
+            Watcher(source, cache=tmp_path)
 
 
 @pytest.mark.usefixtures("no_threads")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 
 import pytest
 from virtual_time import run
 
-from discovery import Endpoint, Failover, Memory, Merge, Snapshot, Static, Watcher, open_source
+from discovery import Endpoint, Failover, Memory, Merge, Snapshot, SourceError, Static, Watcher, open_source
 
 A, B, C, D = (Endpoint(host=f"10.0.0.{n}", port=80) for n in (1, 2, 3, 4))
 
@@ -24,6 +25,14 @@ class Named(Memory):
 
     def __repr__(self) -> str:
         return self.name
+
+
+class Silent(Named):
+    """A registry that hangs."""
+
+    async def watch(self):  # noqa: ANN201 - as in Memory
+        await asyncio.sleep(1e6)
+        yield ()
 
 
 def named(snapshot: Snapshot) -> str:
@@ -92,11 +101,6 @@ def test_a_merge_is_stale_only_without_any_and_loses_nothing_then() -> None:
 
 
 def test_at_the_start_all_are_waited_for_but_not_for_long() -> None:
-    class Silent(Named):
-        async def watch(self):  # noqa: ANN202 - as in Memory
-            await asyncio.sleep(1e6)
-            yield ()
-
     async def main() -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -129,6 +133,21 @@ def test_a_merge_in_which_one_loses_all_is_held_when_asked_for() -> None:
             assert (named(watcher.snapshot), watcher.snapshot.state) == ("ABCD", "held")
             await asyncio.sleep(30)
             assert (named(watcher.snapshot), watcher.snapshot.state) == ("D", "live")
+
+    run(main())
+
+
+def test_while_endpoints_are_held_a_part_that_is_out_of_reach_is_still_named() -> None:
+    async def main() -> None:
+        one, two = Named("one", [A, B]), Named("two")
+        two.fail("cut")
+        async with Watcher(Merge(one, two)) as watcher:
+            await watcher.ready(5)
+            one.set([])
+            await asyncio.sleep(1)
+            now = watcher.snapshot
+            assert (named(now), now.state) == ("AB", "held")
+            assert now.reason == ("the registry lists no endpoint any more; two: starting: cut")
 
     run(main())
 
@@ -175,6 +194,79 @@ def test_failover_is_patient_with_one_that_is_out_of_reach() -> None:
     run(main())
 
 
+def test_failover_counts_the_time_in_which_none_could_be_reached() -> None:
+    async def main() -> None:
+        one, two = Named("one", [A, B]), Named("two", [C])
+        async with Watcher(Failover(one, two)) as watcher:
+            await watcher.ready(1)
+            one.fail("cut")
+            two.fail("gone")
+            await asyncio.sleep(60)
+            assert (named(watcher.snapshot), watcher.snapshot.state) == ("AB", "stale")
+            two.recover()
+            await asyncio.sleep(3)
+            # Out of reach for a minute: no reason for another 10 s of patience.
+            now = watcher.snapshot
+            assert (named(now), now.state, now.reason) == ("C", "live", "one: starting: cut")
+
+    run(main())
+
+
+def test_failover_does_not_wait_for_a_silent_one_behind_a_good_one() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        for sources, expected, longest in (
+            ((Named("one", [A]), Silent("two"), Named("three", [C])), "A", 0.1),
+            ((Named("one"), Named("two", [B]), Silent("three")), "B", 0.1),
+            ((Silent("one"), Named("two", [B])), "B", 2.1),
+        ):
+            began = loop.time()
+            async with Watcher(Failover(*sources)) as watcher:
+                assert named(await watcher.ready(9)) == expected
+                assert loop.time() - began < longest
+
+    run(main())
+
+
+@pytest.mark.parametrize("combination", [Merge, Failover])
+def test_a_part_is_not_asked_sooner_than_it_wants_although_none_can_be_reached(
+    combination: type[Merge | Failover],
+) -> None:
+    class Refused(Named):
+        asked = 0
+
+        async def watch(self):  # noqa: ANN202 - as in Memory
+            self.asked += 1
+            raise SourceError("wrong password", retry_after=5)
+            yield ()
+
+    async def main() -> None:
+        one, two = Refused("one"), Named("two", [A])
+        two.fail("down")
+        async with Watcher(combination(one, two)) as watcher:
+            await asyncio.sleep(60)
+            assert 5 <= one.asked <= 13
+            assert watcher.snapshot.reason == "wrong password; down"
+            two.recover()
+            await asyncio.sleep(3)
+            assert (named(watcher.snapshot), watcher.snapshot.state) == ("A", "live")
+
+    run(main())
+
+
+def test_a_sign_of_life_of_a_part_is_not_sorted_again() -> None:
+    async def main() -> None:
+        one, two = Named("one", [B, C]), Named("two", [A])
+        async with contextlib.aclosing(Merge(one, two).watch()) as sets:
+            first = await anext(sets)
+            one.set([B, C])
+            assert await anext(sets) is first
+            one.set([C])
+            assert [e.address for e in await anext(sets)] == [A.address, C.address]
+
+    run(main())
+
+
 def test_failover_at_the_start_goes_to_the_second_when_the_first_is_down() -> None:
     async def main() -> None:
         one, two = Named("one", [A]), Named("two", [C])
@@ -209,11 +301,25 @@ def test_each_part_says_in_the_log_what_becomes_of_it(caplog: pytest.LogCaptureF
     caplog.set_level(logging.INFO)
     run(main())
     assert [record.getMessage() for record in caplog.records] == [
-        "one: live, 1 endpoints",
-        "two: live, 1 endpoints",
+        "one: live, 1 endpoint",
+        "two: live, 1 endpoint",
         "users: live, 2 endpoints",
-        "one: stale, 1 endpoints kept: cut",
+        "one: stale, 1 endpoint kept: cut",
     ]
+
+
+def test_failover_says_in_the_log_which_source_it_uses(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        one, two = Named("one", [A]), Named("two", [B])
+        async with Watcher(Failover(one, two), name="users") as watcher:
+            await watcher.ready(1)
+            one.set([])
+            await asyncio.sleep(60)
+            one.set([A])
+            await asyncio.sleep(60)
+
+    run(main())
+    assert caplog.messages == ["two is used in place of one", "one is used in place of two"]
 
 
 def test_urls() -> None:

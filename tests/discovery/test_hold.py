@@ -145,6 +145,40 @@ def test_deletes_one_at_a_time_are_never_held() -> None:
     assert story("ABCD", "ABC", "AB", "A", "-", collapse=0.0) == ("", "", "live")
 
 
+@pytest.mark.parametrize(
+    ("sets", "options", "expected"),
+    [
+        # All leases of a set end at one moment: etcd sends that in pieces.
+        (["AB", "-"], {}, ("ABCD", "held")),
+        (["AB", "A", "-"], {}, ("ABCD", "held")),
+        (["AB", "A", "-"], ACCEPT, ("", "live")),
+        (["AB", "A"], {}, ("A", "live")),
+        (["AB", "A"], COLLAPSE, ("ABCD", "held")),
+        (["AB"], COLLAPSE, ("AB", "live")),
+        (["AB", "ABCD", "-"], {}, ("ABCD", "held")),
+        # What went earlier is not brought back, and what goes one by one never.
+        (["AB", 0.06, "A", "-"], {}, ("", "live")),
+        (["ABC", "AB", "A", "-"], {}, ("", "live")),
+        (["ABC", "A", "-"], {}, ("ABC", "held")),
+    ],
+)
+def test_those_that_vanish_in_pieces_within_a_moment_vanish_together(
+    sets: list[str | float], options: dict[str, Any], expected: tuple[str, str]
+) -> None:
+    async def main() -> Snapshot:
+        source = Played()
+        async with Watcher(source, **options) as watcher:
+            await after(watcher, source, "ABCD")
+            for each in sets:
+                if isinstance(each, str):
+                    source.say(each)
+                await asyncio.sleep(each if isinstance(each, float) else 0.001)
+            return watcher.snapshot
+
+    end = run(main())
+    assert (named(end.endpoints), end.state) == expected
+
+
 def test_those_that_come_back_are_held_no_more_and_the_others_keep_their_time() -> None:
     assert story("ABC", "-", 20.0, "B") == ("ABC", "AC", "held")
     assert story("ABC", "-", 20.0, "B", 9.0) == ("ABC", "AC", "held")
@@ -191,7 +225,7 @@ def test_a_hold_is_over_at_once_when_it_is_accepted_and_said_in_the_log(caplog: 
             await asyncio.sleep(0)
             held = watcher.snapshot
             assert held.version == 1
-            assert held.reason == "the registry lists no endpoint any more, 3 held for 30 s"
+            assert held.reason == "the registry lists no endpoint any more"
             assert held.as_dict()["held"] == {e.address: pytest.approx(30, abs=0.1) for e in (A, B, C)}
             assert str(held).startswith("3 endpoints, held, 3 of them vanished from the registry (")
             watcher.let_go([B.address, "10.9.9.9:80"])
@@ -207,9 +241,9 @@ def test_a_hold_is_over_at_once_when_it_is_accepted_and_said_in_the_log(caplog: 
     run(main())
     assert [record.getMessage() for record in caplog.records] == [
         "users: live, 3 endpoints",
-        "users: the registry lists no endpoint any more, 3 held for 30 s",
-        "users: 1 endpoints are held no more",
-        "users: 2 endpoints are held no more",
+        "users: the registry lists no endpoint any more: 3 endpoints held",
+        "users: no longer held: 1 endpoint",
+        "users: no longer held: 2 endpoints",
     ]
 
 

@@ -13,6 +13,7 @@ from virtual_time import run
 
 import discovery.watcher
 from discovery import Backoff, Endpoint, Memory, Snapshot, SourceError, Static, Watcher
+from discovery.cache import Cached
 
 A, B, C = (Endpoint(host=f"10.0.0.{n}", port=80) for n in (1, 2, 3))
 
@@ -174,9 +175,9 @@ def test_each_change_of_state_is_logged_once(caplog: pytest.LogCaptureFixture) -
     said = [record.getMessage() for record in caplog.records]
     assert said == [
         "users: not reached yet: down",
-        "users: live, 1 endpoints",
-        "users: stale, 1 endpoints kept: the source ended",
-        "users: live, 1 endpoints",
+        "users: live, 1 endpoint",
+        "users: stale, 1 endpoint kept: the source ended",
+        "users: live, 1 endpoint",
     ]
 
 
@@ -209,6 +210,24 @@ def test_iteration_gives_the_newest_value_and_skips_what_a_slow_reader_missed() 
 
     seen = run(main())
     assert [(s.version, s.state) for s in seen] == [(0, "starting"), (1, "live"), (4, "live"), (4, "stale")]
+
+
+def test_iteration_shows_that_one_of_those_held_is_listed_again() -> None:
+    async def main() -> list[int]:
+        memory, seen = Memory([A, B, C]), []
+        async with Watcher(memory) as watcher:
+            await watcher.ready(1)
+            async for snapshot in watcher:
+                seen.append(len(snapshot.held))
+                if snapshot.state == "live":
+                    memory.set([])
+                elif len(snapshot.held) == 3:
+                    memory.set([A])
+                else:
+                    return seen
+        return seen
+
+    assert run(main()) == [0, 3, 2]
 
 
 def test_iteration_ends_with_the_watcher() -> None:
@@ -245,6 +264,92 @@ def test_a_stop_interrupts_the_backoff_and_closes_the_source() -> None:
             assert source.closed == len(source.called_at)
             assert not watcher.running
         assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run(main())
+
+
+def test_why_the_registry_is_out_of_reach_is_logged_after_a_start_from_the_cache_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        source = Scripted([3.0, SourceError("no route")], [SourceError("no route")], [[A], 1e9])
+        async with Watcher(source, name="users") as watcher:
+            await turns()
+            watcher.restore(Cached((A,), 60.0))
+            await asyncio.sleep(10)
+            assert watcher.counts["outages"] == 1
+
+    caplog.set_level(logging.INFO)
+    run(main())
+    assert caplog.messages == [
+        "users: 1 endpoints from the cache, 60 s old",
+        "users: stale, 1 endpoint kept: no route",
+        "users: live, 1 endpoint",
+    ]
+
+
+def test_a_stop_that_is_cut_short_leaves_nothing_that_looks_live() -> None:
+    class Slow:
+        async def watch(self) -> AsyncGenerator[Sequence[Endpoint], None]:
+            try:
+                yield [A]
+                await asyncio.sleep(1e6)
+            finally:
+                await asyncio.sleep(10)
+
+    async def main() -> None:
+        watcher = Watcher(Slow())
+        watcher.start()
+        await watcher.ready(1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await watcher.stop()
+        assert (watcher.snapshot.state, watcher.snapshot.endpoints) == ("stale", (A,))
+        await asyncio.sleep(20)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run(main())
+
+
+@pytest.mark.parametrize("afterwards", ["ends", "fails", "goes on"])
+def test_a_source_that_swallows_its_cancellation_does_not_keep_a_stop_waiting(afterwards: str) -> None:
+    class Stubborn:
+        async def watch(self) -> AsyncGenerator[Sequence[Endpoint], None]:
+            yield [A]
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(1e6)
+            if afterwards == "fails":
+                raise SourceError("interrupted", retry_after=60)
+            while afterwards == "goes on":
+                yield [A]
+                await asyncio.sleep(1)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        watcher = Watcher(Stubborn())
+        watcher.start()
+        await watcher.ready(1)
+        began = loop.time()
+        async with asyncio.timeout(600):
+            await watcher.stop()
+        assert loop.time() == began
+        assert watcher.snapshot.reason == "the watcher was stopped"
+
+    run(main())
+
+
+@pytest.mark.parametrize("skipped", [3, property(lambda _: 1 / 0)], ids=["number", "error"])
+def test_nonsense_in_a_source_s_skipped_does_not_end_the_watcher(skipped: object) -> None:
+    async def main() -> None:
+        source = type("Odd", (Memory,), {"skipped": skipped})([A])
+        async with Watcher(source) as watcher:
+            await watcher.ready(1)
+            source.fail("down")
+            await asyncio.sleep(1)
+            assert (watcher.running, watcher.snapshot.state) == (True, "stale")
+            source.recover()
+            await asyncio.sleep(5)
+            assert watcher.snapshot.state == "live"
 
     run(main())
 

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 import trustme
 
-from lbclient.sandbox import ConsulServer, Https, NotKillable, SandboxError, start_consul
+from lbclient.sandbox import ConsulServer, NotKillable, SandboxError, ServerTLS, start_consul
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -80,10 +80,11 @@ async def test_one_given_by_the_environment_is_used_but_not_killed(
 
 async def test_acls_and_https(tmp_path: Path) -> None:
     authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    ca, pem = tmp_path / "ca.pem", tmp_path / "server.pem"
+    authority.cert_pem.write_to_path(str(ca))
     server = authority.issue_cert("127.0.0.1")
-    server.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "server.pem"))
-    https = Https(tmp_path, cert="server.pem", key="server.pem", clients="ca.pem")
+    server.private_key_and_cert_chain_pem.write_to_path(str(pem))
+    https = ServerTLS(ca=ca, cert=pem, key=pem, client_ca=ca)
     async with await ConsulServer.start(acl=True, https=https) as consul, aiohttp.ClientSession() as session:
         await consul.deregister(await consul.register("web", "127.0.0.1", 8001))
         await consul.register("web", "127.0.0.1", 8002)

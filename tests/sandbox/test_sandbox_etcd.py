@@ -159,7 +159,9 @@ async def test_a_container_can_read_the_certificates(tmp_path: Path, monkeypatch
         "lbclient.sandbox.containers._docker", lambda *arguments, **_: seen.extend(arguments) or ""
     )
     launcher = Launcher("etcd", "3.5.21", "Docker", image="etcd")
-    await launcher.server(None, [tmp_path / "a.pem", tmp_path / "b.pem"]).start(["--name=m0"], [1])
+    server = launcher.server()
+    server.show([tmp_path / "a.pem", tmp_path / "b.pem"])
+    await server.start(["--name=m0"], [1])
     mount = f"{tmp_path}:{tmp_path}:ro"
     assert (seen.count(mount), seen[seen.index(mount) - 1]) == (1, "--volume")
     assert seen.index(mount) < seen.index("etcd") < seen.index("--name=m0")

@@ -18,7 +18,7 @@ from registry_rig import Fake, Proxy, http, sees, stale, until
 
 from discovery import TLS, Consul, SourceError, Watcher, open_source
 from discovery.consul import environment
-from lbclient.sandbox import ConsulServer, Https
+from lbclient.sandbox import ConsulServer, ServerTLS
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
 
@@ -66,7 +66,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def guarded(files: Path) -> AsyncIterator[ConsulServer]:
-    https = Https(files, cert="server.pem", key="server.pem", clients="ca.pem")
+    ca, pem = files / "ca.pem", files / "server.pem"
+    https = ServerTLS(ca=ca, cert=pem, key=pem, client_ca=ca)
     async with await ConsulServer.start(acl=True, https=https) as server:
         yield server
 
@@ -203,6 +204,24 @@ async def test_a_token_from_a_file_and_from_a_callable(guarded: ConsulServer, un
         assert words in str(error)
         assert UNKNOWN not in str(error)
         assert error.retry_after > 0
+
+
+async def test_nothing_of_a_bad_token_is_in_the_error_or_behind_it(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(UNKNOWN)
+    by_file = Consul("web", address="127.0.0.1:1", token_file=file)
+    file.write_bytes(UNKNOWN.encode() + b"\xff")
+
+    def fail() -> str:
+        raise RuntimeError(UNKNOWN)
+
+    for source, words in (
+        (by_file, "printable ASCII"),
+        (Consul("web", address="127.0.0.1:1", token=fail), "the callable raised RuntimeError"),
+    ):
+        error = await refusal(source)
+        assert words in str(error)
+        assert UNKNOWN not in "".join(traceback.format_exception(error))
 
 
 @pytest.mark.parametrize(

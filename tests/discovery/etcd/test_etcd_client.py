@@ -201,6 +201,43 @@ async def test_a_watch_that_is_not_opened_is_an_error() -> None:
             await anext(sets)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"header":{"cluster_id":"1","revision":"1"},"kvs":[{"key":"YQ=="}]}',
+        '{"header":{"cluster_id":"1","revision":"1"},"kvs":[{"key":"Y","mod_revision":"1"}]}',
+        '{"header":{"cluster_id":"1","revision":"1"},"kvs":[null]}',
+        '{"header":[]}',
+        "[" * 100_000,
+    ],
+)
+async def test_a_member_whose_list_makes_no_sense_is_passed_over(answer: str) -> None:
+    async def lie(_: str) -> bytes:
+        return http(answer)
+
+    async def say(_: str) -> bytes:
+        return LIST
+
+    async with Fake(lie) as one, Fake(say) as two:
+        sets = Etcd("a", hosts=[one.address, two.address]).watch()
+        assert await anext(sets) == ()
+        await sets.aclose()
+
+
+@pytest.mark.parametrize("event", ['{"type":"PUT"}', '{"kv":{"key":"YQ==","mod_revision":"x"}}', "7"])
+async def test_after_an_event_that_makes_no_sense_it_is_the_next_members_turn(event: str) -> None:
+    async def lie(head: str) -> bytes:
+        return http(f'{{"result":{{"events":[{event}]}}}}\n') if "/v3/watch" in head else LIST
+
+    async with Fake(lie) as one, Fake(lie) as two:
+        source = Etcd("a", hosts=[one.address, two.address])
+        for server in (one, two):
+            sets = source.watch()
+            await anext(sets)
+            with pytest.raises(SourceError, match=f"{server.address}: an answer makes no sense"):
+                await anext(sets)
+
+
 async def test_after_a_failed_stream_it_is_the_next_members_turn() -> None:
     async def say(head: str) -> bytes:
         return http("", status="500 x") if "/v3/watch" in head else LIST

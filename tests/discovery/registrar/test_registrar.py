@@ -61,6 +61,13 @@ class Scripted:
         return [at for at, called, _ in self.calls if called == path]
 
 
+class Undecided:
+    """Neither true nor false, as the arrays of numpy."""
+
+    def __bool__(self) -> bool:
+        raise ValueError("both")
+
+
 def scripted(client: Scripted, **options: Any) -> Registrar:
     source = Etcd("users", hosts=["127.0.0.1:1"])
     source.client = lambda: client  # type: ignore[method-assign, assignment, return-value]
@@ -226,6 +233,22 @@ def test_the_loop_ends_with_its_event_loop() -> None:
     assert client.calls[-1][1] == "/lease/revoke"
 
 
+def test_the_end_of_the_ttl_is_known_although_the_registry_is_not_to_be_asked_yet() -> None:
+    def fail(now: float) -> Exception | None:
+        return SourceError("refused", retry_after=60) if now > 1100 else None
+
+    async def main() -> float:
+        async with scripted(Scripted(fail), ttl=15) as registrar:
+            await asyncio.sleep(108)
+            assert (registrar.state, registrar.reason) == ("registered", "refused")
+            await asyncio.sleep(9)
+            assert (registrar.state, registrar.reason) == ("lost", "refused")
+            left_at = asyncio.get_running_loop().time()
+        return asyncio.get_running_loop().time() - left_at
+
+    assert virtual_time.run(main()) == 0
+
+
 def test_a_check_that_swallows_its_cancellation_does_not_keep_us_from_leaving() -> None:
     async def main() -> float:
         async def stubborn() -> bool:
@@ -252,6 +275,7 @@ def test_a_check_that_swallows_its_cancellation_does_not_keep_us_from_leaving() 
         (lambda: asyncio.sleep(0.5, result=True), ""),
         (lambda: asyncio.sleep(0.5, result=False), "the health check said no"),
         (lambda: {}["x\ny" * 200], "KeyError: 'x"),
+        (Undecided, "ValueError: both"),
     ],
 )
 def test_complaints(answer: Callable[[], Any], complaint: str) -> None:
