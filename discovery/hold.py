@@ -29,9 +29,9 @@ class Hold:
 
     One endpoint that vanishes by itself from a registry that is being followed was removed by somebody, and is
     never held: not even when it was the last. But where several vanished at once, what follows within 0.05 s
-    belongs to them: etcd tells the end of many leases in pieces. A set that is read anew, after an outage, has no such
-    history: there a single one is held like many, if nothing is left. And if the registry is found to be back at
-    an earlier time, whatever is missing in it is held: servers register again, one after the other.
+    belongs to them: etcd tells the end of many leases in pieces. A set that is read anew, after an outage, has no
+    such history: there a single one is held like many, if nothing is left. And if the registry is found to be back
+    at an earlier time, whatever is missing in it is held: servers register again, one after the other.
 
     Args:
         on_empty: when the set becomes empty: `hold` it for a while, `accept` it at once, `keep` the old one until
@@ -93,6 +93,30 @@ class Hold:
         if not old and not self._held:
             return ""
         there = {endpoint.address for endpoint in listed}
+        self._are_back(there, now)
+        vanished = {address: endpoint for address, endpoint in old.items() if address not in there}
+        vanished = self._together(vanished, now, followed=followed)
+        old |= vanished
+        until = now + self._seconds
+        if not vanished:
+            return ""
+        if not there and self._on_empty == "accept":
+            self.let_go()
+            return ""
+        if not there:
+            until = math.inf if self._on_empty == "keep" else until
+            reason = "the registry lists no endpoint any more"
+        elif rewound and self._on_empty != "accept":
+            reason = f"the registry has lost data, {len(vanished)} of {len(old)} endpoints with it"
+        elif self._collapse is not None and len(vanished) > self._collapse * len(old):
+            reason = f"{len(vanished)} of {len(old)} endpoints vanished at once"
+        else:
+            return ""
+        self._held.update((address, (endpoint, until)) for address, endpoint in vanished.items())
+        self._gone.clear()
+        return reason
+
+    def _are_back(self, there: set[str], now: float) -> None:
         for address in there:
             self._held.pop(address, None)
             self._gone.pop(address, None)
@@ -101,33 +125,14 @@ class Hold:
             for address, (endpoint, until) in self._held.items():
                 if math.isinf(until):
                     self._held[address] = endpoint, now + self._seconds
-        vanished = {address: endpoint for address, endpoint in old.items() if address not in there}
-        if not vanished:
-            return ""
+
+    def _together(self, vanished: dict[str, Endpoint], now: float, *, followed: bool) -> dict[str, Endpoint]:
+        """Those that vanished now and just before, unless it is a single one that somebody removed."""
         self._gone = {address: gone for address, gone in self._gone.items() if now - gone[1] <= _TOGETHER}
-        if followed and len(vanished) == 1 and not self._gone:
-            return ""
+        if not vanished or (followed and len(vanished) == 1 and not self._gone):
+            return {}
         self._gone.update((address, (endpoint, now)) for address, endpoint in vanished.items())
-        vanished = {address: endpoint for address, (endpoint, _) in self._gone.items()}
-        old |= vanished
-        if not there:
-            if self._on_empty == "accept":
-                self._held.clear()
-                self._gone.clear()
-                return ""
-            until = math.inf if self._on_empty == "keep" else now + self._seconds
-            reason = "the registry lists no endpoint any more"
-        elif rewound and self._on_empty != "accept":
-            until = now + self._seconds
-            reason = f"the registry has lost data, {len(vanished)} of {len(old)} endpoints with them"
-        elif self._collapse is not None and len(vanished) > self._collapse * len(old):
-            until = now + self._seconds
-            reason = f"{len(vanished)} of {len(old)} endpoints vanished at once"
-        else:
-            return ""
-        self._held.update((address, (endpoint, until)) for address, endpoint in vanished.items())
-        self._gone.clear()
-        return reason
+        return {address: endpoint for address, (endpoint, _) in self._gone.items()}
 
     def expire(self, now: float) -> int:
         """Let go of those whose time is over; returns how many."""
@@ -136,7 +141,7 @@ class Hold:
     def let_go(self, addresses: Iterable[str] | None = None) -> int:
         """Hold these no longer, all of them by default; returns how many were held."""
         before = len(self._held)
-        for address in tuple(self._held if addresses is None else addresses):
+        for address in (*self._held, *self._gone) if addresses is None else tuple(addresses):
             self._held.pop(address, None)
             self._gone.pop(address, None)
         return before - len(self._held)

@@ -27,10 +27,15 @@ class SourceError(Exception):
 class Source(Protocol):
     """One registry, seen from one service. All the rest (waiting, retrying, comparing) is the `Watcher`'s.
 
-    A source may also have an attribute `rewound`, True while it yields a set of a registry that is back at an
-    earlier time (a wiped one, a restored backup): what is missing in that set is held then. An attribute `skipped`
-    is a mapping from the keys of the records that it cannot read to the reasons; the watcher shows how many there are. An attribute `degraded` is what is wrong with
-    a part of it while the rest is good, shown as the snapshot's reason; empty if nothing is. Its `repr` is its
+    A source may also have these attributes:
+
+    - `skipped`: a mapping from the keys of the records that it cannot read to the reasons; the watcher shows how
+      many there are.
+    - `degraded`: what is wrong with a part of it while the rest is good, shown as the snapshot's reason.
+    - `rewound`: True while it yields a set of a registry that is back at an earlier time (a wiped one, a restored
+      backup): what is missing in that set is held.
+
+    Its `repr` is its
     name in the log and in the cache, so it has no secrets.
     """
 

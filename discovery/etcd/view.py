@@ -73,14 +73,14 @@ class View:
         self._matches_left = _FULL_EVERY
         self._url = url
         self._records = records
-        self._cluster = cluster
+        self.cluster = cluster
         self._doubt: tuple[Probe, int] | None = None
 
     def is_behind(self, other: View | None) -> bool:
         """Whether this is an earlier time than that of an earlier view, or another cluster."""
         if other is None:
             return False
-        return self._cluster != other._cluster or self.revision < max(other.revision, other.confirmed)
+        return self.cluster != other.cluster or self.revision < max(other.revision, other.confirmed)
 
     def events(self, answer: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
         """The events in one answer of the watch, to be applied one by one.
@@ -95,7 +95,7 @@ class View:
             if "compact_revision" in result:
                 why = f"what changed up to revision {result['compact_revision']} was compacted away"
             raise SourceError(f"etcd at {self._url} canceled the watch: {why}")
-        self._expect_cluster(result.get("header", {}).get("cluster_id", self._cluster))
+        self._expect_cluster(result.get("header", {}).get("cluster_id", self.cluster))
         events: Sequence[Mapping[str, Any]] = result.get("events", ())
         return events
 
@@ -166,8 +166,8 @@ class View:
         )
 
     def _expect_cluster(self, cluster: object) -> None:
-        if cluster != self._cluster:
-            raise SourceError(f"at {self._url} there is another etcd cluster now: {cluster}, not {self._cluster}")
+        if cluster != self.cluster:
+            raise SourceError(f"at {self._url} there is another etcd cluster now: {cluster}, not {self.cluster}")
 
 
 def header(url: str, answer: Mapping[str, Any]) -> tuple[str, int]:

@@ -84,6 +84,7 @@ class Played:
         self.says = "?"
         self.again = asyncio.Event()
         self.broken = False
+        self.rewound = False
 
     def say(self, what: str, *, followed: bool = True) -> None:
         self.says, self.broken = what, not followed
@@ -177,6 +178,30 @@ def test_those_that_vanish_in_pieces_within_a_moment_vanish_together(
 
     end = run(main())
     assert (named(end.endpoints), end.state) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "followed", "expected"),
+    [({}, False, ("ABCD", "held")), ({}, True, ("ABCD", "held")), (ACCEPT, False, ("A", "live"))],
+)
+def test_what_a_registry_that_lost_data_does_not_list_is_held(
+    options: dict[str, Any], followed: bool, expected: tuple[str, str]
+) -> None:
+    """The first server that is back must not send the others away."""
+
+    async def main() -> Snapshot:
+        source = Played()
+        async with Watcher(source, **options) as watcher:
+            await after(watcher, source, "ABCD")
+            source.rewound = True
+            source.say("A", followed=followed)
+            await asyncio.sleep(1)
+            source.rewound = False
+            return await after(watcher, source, 20.0)
+
+    end = run(main())
+    assert (named(end.endpoints), end.state) == expected
+    assert not end.held or end.reason == "the registry has lost data, 3 of 4 endpoints with it"
 
 
 def test_those_that_come_back_are_held_no_more_and_the_others_keep_their_time() -> None:

@@ -282,7 +282,7 @@ def test_why_the_registry_is_out_of_reach_is_logged_after_a_start_from_the_cache
     caplog.set_level(logging.INFO)
     run(main())
     assert caplog.messages == [
-        "users: 1 endpoints from the cache, 60 s old",
+        "users: 1 endpoint from the cache, 60 s old",
         "users: stale, 1 endpoint kept: no route",
         "users: live, 1 endpoint",
     ]

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 from rig import local, node_of, stats_of, until
 
-from discovery import Cache, Memory, Watcher
+from discovery import Cache, Memory
 from lbclient import BalancedSession, BalancingMiddleware, Ejection, NoEndpoints, RoundRobin
 from lbclient.sandbox import Backend
 
@@ -75,12 +75,10 @@ async def test_a_server_that_was_ejected_before_the_hold_is_not_held(mortal: Bac
 
 async def test_the_last_held_server_stays_until_its_time_is_over(mortal: Backend) -> None:
     source = Memory([mortal.address, "127.0.0.1:1"])
-    watcher = Watcher(source, hold_for=1)
-    options = {"ejection": Ejection(connect_failures=1), "max_attempts": 2}
-    async with watcher, BalancedSession(watcher, **options) as users:
+    async with BalancedSession(source, hold_for=1, ejection=Ejection(connect_failures=1), max_attempts=2) as users:
         await get(users)
         source.set([])
-        await until(lambda: watcher.snapshot.state == "held")
+        await until(lambda: users.snapshot().state == "held")
         await mortal.kill()
         for _ in range(3):
             with pytest.raises((aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError)):
@@ -101,12 +99,12 @@ async def test_a_departure_can_be_accepted_at_once(nodes: list[Backend]) -> None
             await get(users)
 
     source = Memory(backend.address for backend in nodes)
-    async with Watcher(source) as watcher, BalancedSession(watcher) as users:
+    async with BalancedSession(source) as users:
         await get(users)
         source.set([])
-        await until(lambda: watcher.snapshot.state == "held")
+        await until(lambda: users.snapshot().state == "held")
         await get(users)
-        watcher.accept()
+        users.accept()
         with pytest.raises(NoEndpoints):
             await get(users)
 
@@ -139,3 +137,7 @@ async def test_a_process_starts_and_serves_while_its_registry_is_down(tmp_path: 
 def test_wrong_options_are_refused_at_construction() -> None:
     with pytest.raises(ValueError, match="on_empty must be one of hold, accept, keep, not 'never'"):
         BalancingMiddleware({"users": Memory()}, on_empty="never")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="hold_for must be a number of seconds above 0, not 0"):
+        BalancingMiddleware({"users": Memory()}, hold_for=0)
+    with pytest.raises(ValueError, match="collapse must be a share"):
+        BalancingMiddleware({"users": Memory()}, collapse=2)

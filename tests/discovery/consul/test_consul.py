@@ -224,6 +224,21 @@ async def test_kill_wipe_and_restart(own: ConsulServer, unique: str) -> None:
         await until(watcher, sees("10.0.0.5"), 2)
 
 
+async def test_the_first_server_that_is_back_in_a_wiped_consul_sends_nobody_away(
+    own: ConsulServer, unique: str
+) -> None:
+    for number in range(1, 4):
+        await own.register(unique, f"10.0.0.{number}", 80, id=f"{unique}-{number}")
+    async with Proxy(own.address) as way, Watcher(Consul(unique, address=way.address)) as watcher:
+        await until(watcher, sees("10.0.0.1", "10.0.0.2", "10.0.0.3"))
+        await way.cut()
+        await own.wipe()
+        await own.register(unique, "10.0.0.2", 80, id=f"{unique}-2")
+        await way.accept()
+        held = await until(watcher, lambda snapshot: snapshot.state == "held", 4)
+        assert set(held.held) == {"10.0.0.1:80", "10.0.0.3:80"}
+
+
 async def test_a_silent_agent_is_noticed_within_seven_seconds(own: ConsulServer, unique: str) -> None:
     await own.register(unique, "10.0.0.1", 80)
     async with Watcher(Consul(unique, address=own.address)) as watcher:

@@ -159,6 +159,31 @@ async def test_a_wiped_etcd_takes_nothing_away_for_a_while(own: EtcdCluster, uni
         await until(watcher, sees("10.0.0.2"))
 
 
+async def test_the_first_server_that_is_back_in_a_wiped_etcd_sends_nobody_away(
+    own: EtcdCluster, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(1, 4):
+        await own.put(f"{unique}/{number}", f"10.0.0.{number}:80")
+    async with Proxy(own.address) as way, Watcher(Etcd(unique, hosts=[way.address])) as watcher:
+        await until(watcher, sees("10.0.0.1", "10.0.0.2", "10.0.0.3"))
+        await way.cut()
+        await own.wipe()
+        await own.put(f"{unique}/2", "10.0.0.2:80")
+        await way.accept()
+        held = await until(watcher, lambda snapshot: snapshot.state == "held", 4)
+        assert set(held.held) == {"10.0.0.1:80", "10.0.0.3:80"}
+        assert hosts(held) == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+        assert "the registry has lost data, 2 of 3 endpoints with it: 2 endpoints held" in caplog.text
+        # An ordinary outage of the same etcd is none of that.
+        watcher.accept()
+        await own.put(f"{unique}/3", "10.0.0.3:80")
+        await until(watcher, sees("10.0.0.2", "10.0.0.3"))
+        await way.cut()
+        await own.delete(f"{unique}/3")
+        await way.accept()
+        await until(watcher, sees("10.0.0.2"), 4)
+
+
 async def test_a_silent_member_is_noticed_within_seven_seconds(own: EtcdCluster, unique: str) -> None:
     await own.put(f"{unique}/a", "10.0.0.1:80")
     async with Watcher(Etcd(unique, hosts=own.addresses)) as watcher:
