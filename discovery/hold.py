@@ -27,10 +27,10 @@ class Hold:
     believing it sends requests to machines that left (Kratos). So endpoints that vanish *together* stay for
     `seconds`.
 
-    Together is: within 0.05 s, for etcd tells the end of many leases in pieces; those of the first ones come back
-    then. One endpoint that vanishes by itself from a registry that is being followed was removed by somebody, and
-    is never held: not even when it was the last. A set that is read anew, after an outage, has no such history:
-    there a single one is held like many, if nothing is left.
+    Together is: in one piece, or within 0.05 s of one. Etcd tells the end of many leases in pieces; those of the
+    first ones come back then. Endpoints that vanish one at a time from a registry that is being followed were
+    removed by somebody, and are never held: not even the last. A set that is read anew, after an outage, has no
+    such history: there a single one is held like many, if nothing is left.
 
     Args:
         on_empty: when the set becomes empty: `hold` it for a while, `accept` it at once, `keep` the old one until
@@ -59,6 +59,7 @@ class Hold:
         self._held: dict[str, tuple[Endpoint, float]] = {}
         # Those that vanished and were not held, and when: perhaps they were the first of many.
         self._gone: dict[str, tuple[Endpoint, float]] = {}
+        self._many_at = -math.inf  # when several vanished in one piece
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
@@ -89,13 +90,10 @@ class Hold:
                 if math.isinf(until):
                     self._held[address] = endpoint, now + self._seconds
         old = {endpoint.address: endpoint for endpoint in before}
-        vanished = {address: endpoint for address, endpoint in old.items() if address not in there}
+        vanished = self._together(
+            {a: endpoint for a, endpoint in old.items() if a not in there}, now, followed=followed
+        )
         if not vanished:
-            return ""
-        self._gone = {address: gone for address, gone in self._gone.items() if now - gone[1] <= _TOGETHER}
-        self._gone.update((address, (endpoint, now)) for address, endpoint in vanished.items())
-        vanished = {address: endpoint for address, (endpoint, _) in self._gone.items()}
-        if followed and len(vanished) == 1:
             return ""
         old |= vanished
         if not there:
@@ -114,6 +112,16 @@ class Hold:
         self._gone.clear()
         time = "until others come" if math.isinf(until) else f"for {self._seconds:g} s"
         return f"{reason}, {len(vanished)} held {time}"
+
+    def _together(self, vanished: Mapping[str, Endpoint], now: float, *, followed: bool) -> dict[str, Endpoint]:
+        """These, and those that went just before; nothing if they go one at a time, however fast."""
+        if len(vanished) > 1 or (vanished and not followed):
+            self._many_at = now
+        self._gone = {address: gone for address, gone in self._gone.items() if now - gone[1] <= _TOGETHER}
+        self._gone.update((address, (endpoint, now)) for address, endpoint in vanished.items())
+        if not vanished or now - self._many_at > _TOGETHER:
+            return {}
+        return {address: endpoint for address, (endpoint, _) in self._gone.items()}
 
     def expire(self, now: float) -> int:
         """Let go of those whose time is over; returns how many."""
