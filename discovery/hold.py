@@ -27,9 +27,9 @@ class Hold:
     believing it sends requests to machines that left (Kratos). So endpoints that vanish *together* stay for
     `seconds`.
 
-    One endpoint that vanishes by itself from a registry that is being followed was removed by somebody, and is
-    never held: not even when it was the last. But where several vanished at once, what follows within 0.05 s
-    belongs to them: etcd tells the end of many leases in pieces. A set that is read anew, after an outage, has no
+    Together is: in one piece, or within 0.05 s of one. Etcd tells the end of many leases in pieces; those of the
+    first ones come back then. Endpoints that vanish one at a time from a registry that is being followed were
+    removed by somebody, and are never held: not even the last. A set that is read anew, after an outage, has no
     such history: there a single one is held like many, if nothing is left. And if the registry is found to be back
     at an earlier time, whatever is missing in it is held: servers register again, one after the other.
 
@@ -60,6 +60,7 @@ class Hold:
         self._held: dict[str, tuple[Endpoint, float]] = {}
         # Those that vanished and were not held, and when: perhaps they were the first of many.
         self._gone: dict[str, tuple[Endpoint, float]] = {}
+        self._many_at = -math.inf  # when several vanished in one piece
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
@@ -95,7 +96,7 @@ class Hold:
         there = {endpoint.address for endpoint in listed}
         self._are_back(there, now)
         vanished = {address: endpoint for address, endpoint in old.items() if address not in there}
-        vanished = self._together(vanished, now, followed=followed)
+        vanished = self._together(vanished, now, followed=followed and not rewound)
         old |= vanished
         until = now + self._seconds
         if not vanished:
@@ -126,12 +127,14 @@ class Hold:
                 if math.isinf(until):
                     self._held[address] = endpoint, now + self._seconds
 
-    def _together(self, vanished: dict[str, Endpoint], now: float, *, followed: bool) -> dict[str, Endpoint]:
-        """Those that vanished now and just before, unless it is a single one that somebody removed."""
+    def _together(self, vanished: Mapping[str, Endpoint], now: float, *, followed: bool) -> dict[str, Endpoint]:
+        """These, and those that went just before; nothing if they go one at a time, however fast."""
+        if len(vanished) > 1 or (vanished and not followed):
+            self._many_at = now
         self._gone = {address: gone for address, gone in self._gone.items() if now - gone[1] <= _TOGETHER}
-        if not vanished or (followed and len(vanished) == 1 and not self._gone):
-            return {}
         self._gone.update((address, (endpoint, now)) for address, endpoint in vanished.items())
+        if not vanished or now - self._many_at > _TOGETHER:
+            return {}
         return {address: endpoint for address, (endpoint, _) in self._gone.items()}
 
     def expire(self, now: float) -> int:

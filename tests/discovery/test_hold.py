@@ -150,17 +150,20 @@ def test_deletes_one_at_a_time_are_never_held() -> None:
     ("sets", "options", "expected"),
     [
         # All leases of a set end at one moment: etcd sends that in pieces.
-        (["AB", "-"], {}, ("ABCD", "held")),
+        (["ABC", "A", "-"], {}, ("ABCD", "held")),
         (["AB", "A", "-"], {}, ("ABCD", "held")),
-        (["AB", "A", "-"], ACCEPT, ("", "live")),
-        (["AB", "A"], {}, ("A", "live")),
+        (["ABC", "A", "-"], ACCEPT, ("", "live")),
+        (["ABC", "AB", "A"], {}, ("A", "live")),
         (["AB", "A"], COLLAPSE, ("ABCD", "held")),
-        (["AB"], COLLAPSE, ("AB", "live")),
-        (["AB", "ABCD", "-"], {}, ("ABCD", "held")),
-        # What went earlier is not brought back, and what goes one by one never.
-        (["AB", 0.06, "A", "-"], {}, ("", "live")),
+        (["ABC", "AB"], COLLAPSE, ("AB", "live")),
+        (["ABC", "ABCD", "ABC"], {"collapse": 0.0}, ("ABC", "live")),
+        (["ABC", "ABCD", "-"], {}, ("ABCD", "held")),
+        # What went earlier is not brought back.
+        (["ABC", 0.06, "A", "-"], {}, ("ABC", "held")),
+        (["AB", 0.06, "A", 0.06, "-"], {}, ("", "live")),
+        # One at a time, however fast.
         (["ABC", "AB", "A", "-"], {}, ("", "live")),
-        (["ABC", "A", "-"], {}, ("ABC", "held")),
+        (["ABC", "AB", "A"], {"collapse": 0.0}, ("A", "live")),
     ],
 )
 def test_those_that_vanish_in_pieces_within_a_moment_vanish_together(
