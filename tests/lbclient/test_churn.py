@@ -93,7 +93,7 @@ async def test_churn_loses_nothing_and_asks_nobody_who_left() -> None:
         for backend in backends:
             await stack.enter_async_context(backend)
         memory = Memory(address for backend in backends for address in backend.addresses)
-        watcher = await stack.enter_async_context(Watcher(memory))
+        watcher = await stack.enter_async_context(Watcher(memory, on_empty="accept"))
         await watcher.ready(5)
         for backend in backends:
             await backend.stats()  # opens the control connections, which are not to be counted below

@@ -24,7 +24,7 @@ def memory(nodes: list[Backend]) -> Memory:
 
 @pytest.fixture
 async def watcher(memory: Memory) -> AsyncIterator[Watcher]:
-    async with Watcher(memory, name="users") as watcher:
+    async with Watcher(memory, name="users", on_empty="accept") as watcher:
         await watcher.ready(5)
         yield watcher
 

@@ -286,7 +286,7 @@ async def test_a_restored_backup(guarded: ConsulServer, unique: str) -> None:
     await guarded.register(unique, "10.0.0.1", 80, id=f"{unique}-1")
     backup = await guarded.snapshot()
     source = Consul(unique, address=guarded.address, token=guarded.token, probe_interval=0.5)
-    async with Watcher(source) as watcher:
+    async with Watcher(source, on_empty="accept") as watcher:
         for number in range(2, 6):
             await guarded.register(unique, f"10.0.0.{number}", 80, id=f"{unique}-{number}")
         await until(watcher, lambda snapshot: len(snapshot.endpoints) == 5)
