@@ -96,7 +96,7 @@ class ConsulRegistration(Registration[ConsulClient]):
         except ConsulError as error:
             # By version; a 500 may mean anything else, and registering will then fail as well.
             if error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.INTERNAL_SERVER_ERROR):
-                raise Forgotten(str(error)) from error
+                raise Forgotten(f"the agent has forgotten the registration, or cannot keep it: {error}") from error
             raise
 
     async def remove(self) -> None:

@@ -88,7 +88,9 @@ class EtcdRegistration(Registration[EtcdClient]):
         """Keep the lease alive; every third time look at the key."""
         if not await self._keep_alive():
             self._lease = ""
-            raise Forgotten(f"{self._where}: the lease is dead")
+            raise Forgotten(
+                f"{self._where}: the lease is gone: its time was over, or it was revoked, or etcd lost its data"
+            )
         self._beats += 1
         if self._beats % BEATS_TO_LOOK:
             return

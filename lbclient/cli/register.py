@@ -64,7 +64,7 @@ class _WithCommand(click.Command):
 @click.option(
     "--address", required=True, metavar="HOST:PORT", help="Where clients reach the server; https:// for TLS."
 )
-@click.option("--weight", type=float, default=1.0, help="Its share of the traffic; 1 by default.")
+@click.option("--weight", type=float, default=1.0, help="Its share of the traffic under load; 1 by default.")
 @click.option("--zone", default="", help="Where it stands.")
 @click.option("--meta", multiple=True, callback=_pairs, metavar="KEY=VALUE", help="Metadata; may be repeated.")
 @click.option("--tag", "tags", multiple=True, help="A tag in Consul; may be repeated. Those of URL by default.")
@@ -107,6 +107,7 @@ def register(
     cannot be found. Changes are printed to standard output, or with a COMMAND to standard error.
 
     The registry may be out of reach at any time, also at the start: the entry is there as soon as it can be.
+    Killed with -9, this leaves the COMMAND running, and the entry until its TTL is over.
 
     \b
       lbclient register etcd://127.0.0.1:2379/services/users/ --address 10.0.0.1:8080
