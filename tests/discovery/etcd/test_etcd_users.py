@@ -294,6 +294,9 @@ async def test_a_jwt_older_than_the_last_change_of_a_role_is_renewed(unique: str
             source = Etcd(unique, hosts=[way.address], user="user", password=PASSWORD, probe_interval=0.2)
             async with Watcher(source) as watcher:
                 await until(watcher, sees("10.0.0.1"))
+                # The watch is there when an event has come through it; before, the change would end it.
+                await own.put(f"{unique}/b", "10.0.0.2:80")
+                await until(watcher, sees("10.0.0.1", "10.0.0.2"))
                 seen = states(watcher)
                 await own.permit("user", "other/")
                 await way.saw(LOGIN, 2)
