@@ -173,6 +173,9 @@ async def test_a_password_from_a_function_may_change(server: EtcdCluster, user: 
     source = Etcd(user, hosts=server.addresses, user=user, password=lambda: passwords[-1], probe_interval=0.2)
     async with Watcher(source) as watcher:
         await until(watcher, sees("10.0.0.1"))
+        # The watch is there when an event has come through it; before, the change would end it.
+        await server.put(f"{user}/b", "10.0.0.2:80")
+        await until(watcher, sees("10.0.0.1", "10.0.0.2"))
         seen = states(watcher)
         passwords.append("s3cret-2")
         await server.change_password(user, "s3cret-2")
@@ -185,7 +188,7 @@ async def test_a_password_from_a_function_may_change(server: EtcdCluster, user: 
         assert "were refused" in away.reason
     passwords.append("s3cret-3")
     async with Watcher(source) as watcher:
-        await until(watcher, sees("10.0.0.1"), 2)
+        await until(watcher, sees("10.0.0.1", "10.0.0.2"), 2)
 
 
 @both
