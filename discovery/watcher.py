@@ -88,6 +88,7 @@ class Watcher(Published):
         self._failing = False
         # What the registry listed last: the snapshot's endpoints without those that are held.
         self._listed: tuple[Endpoint, ...] = ()
+        # The very object that these came in.
         self._seen: Sequence[Endpoint] | None = None
         self._task: asyncio.Task[None] | None = None
         self._keeping: asyncio.Task[None] | None = None
@@ -178,11 +179,13 @@ class Watcher(Published):
                     async for endpoints in sets:
                         if self._stopped:
                             return  # it swallowed its cancellation
-                        listed = self._sorted(endpoints)
+                        # A sign of life; sorting thousands of endpoints for that is a waste.
+                        listed = self._listed if endpoints is self._seen else endpoint_tuple(endpoints)
                         if len(listed) > _LARGE:
                             # Sorting thousands is enough for one turn of the loop, so is taking them over.
                             await asyncio.sleep(0)
                         self._received(listed, followed=began_at is not None)
+                        self._seen = endpoints if isinstance(endpoints, tuple) else None
                         began_at = began_at or now()
                 reason = "the source ended"
             except asyncio.CancelledError as error:
@@ -202,12 +205,6 @@ class Watcher(Published):
                 return  # as above
             self._lost(reason)
             await asyncio.sleep(max(retry_after, self._backoff.delay(failures, self._rng)))
-
-    def _sorted(self, endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
-        if endpoints is self._seen:
-            return self._listed  # a sign of life; sorting thousands of endpoints for that is a waste
-        self._seen = endpoints if isinstance(endpoints, tuple) else None
-        return endpoint_tuple(endpoints)
 
     def _received(self, listed: tuple[Endpoint, ...], *, followed: bool) -> None:
         """Take in what the registry lists; `followed` means that no change was missed since the last time."""

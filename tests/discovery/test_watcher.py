@@ -453,3 +453,15 @@ def test_two_hundred_watchers_come_back_one_by_one_after_an_outage() -> None:
         return max(sum(at <= other < at + window for other in ordered) for at in ordered)
 
     run(main())
+
+
+def test_a_set_that_could_not_be_taken_over_is_no_sign_of_life_when_it_comes_again() -> None:
+    async def main() -> None:
+        broken = (A, "no endpoint")
+        source = Scripted([[A], 1.0, broken], *[[broken, 1e9]] * 20)  # type: ignore[list-item]
+        async with Watcher(source) as watcher:
+            await asyncio.sleep(10)
+            assert watcher.snapshot.state == "stale"
+            assert "AttributeError" in watcher.snapshot.reason
+
+    run(main())
