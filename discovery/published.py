@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import AsyncGenerator, Callable
 
+from discovery.news import News
 from discovery.snapshot import Snapshot
 
 __all__ = ["Listener", "Published"]
-
-log = logging.getLogger(__name__)
 
 Listener = Callable[[Snapshot], None]
 
@@ -29,16 +26,14 @@ class Published:
         self.name = name
         self.snapshot = Snapshot()
         self._stopped = False
-        self._waiting: set[asyncio.Future[None]] = set()
-        self._listeners: list[Listener] = []
+        self._news = News(name)
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` with each new snapshot, inside the swap itself, so that nothing can run in between.
 
         The listener must be quick, must not await and must not subscribe. Returns the function that ends it.
         """
-        self._listeners.append(listener)
-        return lambda: self._listeners.remove(listener)
+        return self._news.subscribe(listener)
 
     async def newer_than(self, version: int) -> Snapshot:
         """The newest snapshot as soon as its version is above `version`; versions in between are left out."""
@@ -64,24 +59,10 @@ class Published:
         """Wait for the next snapshot of any kind; a sign of life from the registry makes one, too."""
         if self._stopped:
             raise RuntimeError(f"{self.name}: the watcher was stopped")
-        woken = asyncio.get_running_loop().create_future()
-        self._waiting.add(woken)
-        try:
-            await woken
-        finally:
-            self._waiting.discard(woken)
-
-    def _wake(self) -> None:
-        for woken in self._waiting:
-            if not woken.done():
-                woken.set_result(None)
+        await self._news.next()
 
     def _swap(self, new: Snapshot) -> None:
         """Publish a snapshot: this is the one swap, and the listeners are called in it."""
         self.snapshot = new
-        for listener in tuple(self._listeners):
-            try:
-                listener(new)
-            except Exception:
-                log.exception("%s: a listener failed", self.name)
-        self._wake()
+        self._news.tell(new)
+        self._news.wake()

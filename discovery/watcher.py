@@ -124,7 +124,7 @@ class Watcher(Published):
             finally:
                 # Also if the waiting is cut short: nobody follows the registry any more.
                 self._swap(replace(self.snapshot, state="stale", reason="the watcher was stopped"))
-        self._wake()
+        self._news.wake()
 
     async def __aenter__(self) -> Self:
         self.start()

@@ -28,7 +28,8 @@ MODULES = {
     "discovery.snapshot": "endpoint",
     "discovery.hold": "endpoint",
     "discovery.cache": "endpoint snapshot",
-    "discovery.published": "snapshot",
+    "discovery.news": "",
+    "discovery.published": "news snapshot",
     "discovery.watcher": "backoff cache endpoint hold published snapshot source",
     "discovery.records.fields": "endpoint",
     "discovery.records.json_formats": "endpoint records.fields",
@@ -40,10 +41,11 @@ MODULES = {
     "discovery.connection": "endpoint source tls",
     "discovery.etcd.wire": "source",
     "discovery.etcd.auth": "etcd.wire source",
-    "discovery.etcd.client": "connection etcd.auth etcd.wire source tls",
+    "discovery.etcd.stream": "connection etcd.auth etcd.wire source",
+    "discovery.etcd.client": "connection etcd.auth etcd.stream etcd.wire source tls",
     "discovery.etcd.view": "etcd.wire records.records source",
     "discovery.etcd.source": (
-        "connection endpoint etcd.auth etcd.client etcd.view etcd.wire records.fields "
+        "connection endpoint etcd.auth etcd.client etcd.stream etcd.view etcd.wire records.fields "
         "records.formats records.records source tls"
     ),
     "discovery.etcd": "etcd.source",
@@ -69,7 +71,7 @@ MODULES = {
     "discovery.file": "file.source",
     "discovery.url": "combined consul dns endpoint etcd file source tls",
     "discovery.registrar.health": "",
-    "discovery.registrar.standing": "",
+    "discovery.registrar.standing": "news",
     "discovery.registrar.registration": "endpoint source",
     "discovery.registrar.etcd": "endpoint etcd.client etcd.wire registrar.registration source",
     "discovery.registrar.consul": "consul.client endpoint registrar.registration",

@@ -14,12 +14,13 @@ from typing import Any, Self, TypeVar
 import aiohttp
 
 from discovery.connection import address, as_source_error, new_session
-from discovery.etcd.auth import Authentication, canceled_for_token, needs_token
-from discovery.etcd.wire import EtcdError, Frames, etcd_error, quoted
+from discovery.etcd.auth import Authentication, needs_token
+from discovery.etcd.stream import Stream
+from discovery.etcd.wire import EtcdError, etcd_error, quoted
 from discovery.source import SourceError
 from discovery.tls import TLS
 
-__all__ = ["EtcdClient", "Stream", "require_etcd3"]
+__all__ = ["EtcdClient", "require_etcd3"]
 
 T = TypeVar("T")
 
@@ -264,42 +265,3 @@ class EtcdClient:
             return etcd_error(self._where, answer)
         hint = " (is there an etcd 3.4 or newer with its JSON gateway?)" if status == HTTPStatus.NOT_FOUND else ""
         return SourceError(f"{self._where}: HTTP status {status}: {quoted(content)}{hint}")
-
-
-class Stream:
-    """A running stream of answers."""
-
-    def __init__(self, response: aiohttp.ClientResponse, where: str, *, forget_token: Callable[[], None]) -> None:
-        self._response = response
-        self._where = where
-        self._forget_token = forget_token
-        self._frames = Frames()
-
-    async def read(self, *, until: float) -> list[dict[str, Any]]:
-        """The answers that came, one or more; none if there was none until then (seconds of the loop's clock).
-
-        Raises:
-            EtcdError: the stream ended with an error.
-            SourceError: it ended.
-        """
-        try:
-            async with asyncio.timeout_at(until):
-                # readany(): readline() gives up on a line above 512 KiB, and the last one may have no end.
-                chunk = await self._response.content.readany()
-        except TimeoutError:
-            return []
-        except (aiohttp.ClientError, OSError) as error:
-            raise as_source_error(self._where, error, timeout=0) from error
-        try:
-            answers = self._frames.feed(chunk) if chunk else self._frames.end()
-        except ValueError as error:
-            raise SourceError(f"{self._where}: the stream is not etcd's: {error}") from error
-        for answer in answers:
-            if answer.get("error"):
-                raise etcd_error(self._where, answer)
-            if canceled_for_token(str(answer.get("result", {}).get("cancel_reason", ""))):
-                # Another member may answer at the same address, and still know it: the next call would not notice.
-                self._forget_token()
-        if not chunk and not answers:
-            raise SourceError(f"{self._where}: it ended the stream")
-        return answers

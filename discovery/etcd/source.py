@@ -16,7 +16,8 @@ from urllib.parse import quote
 from discovery.connection import positive
 from discovery.endpoint import Endpoint
 from discovery.etcd.auth import Password, shared_authentication
-from discovery.etcd.client import EtcdClient, Stream
+from discovery.etcd.client import EtcdClient
+from discovery.etcd.stream import Stream
 from discovery.etcd.view import Probe, View, header, text
 from discovery.etcd.wire import PERMISSION_DENIED, EtcdError, b64
 from discovery.records.fields import SCHEMES

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from typing import Literal
+
+from discovery.news import News
 
 __all__ = ["Listener", "Standing", "State"]
 
@@ -36,16 +37,14 @@ class Standing:
         self.state: State = "registering"
         self.reason = ""
         self._name = name
-        self._waiting: set[asyncio.Future[None]] = set()
-        self._listeners: list[Listener] = []
+        self._news = News(name)
 
     def __str__(self) -> str:
         return f"{self.state} ({self.reason})" if self.reason else self.state
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call `listener(state, reason)` with each change of either. Returns the function that ends it."""
-        self._listeners.append(listener)
-        return lambda: self._listeners.remove(listener)
+        return self._news.subscribe(listener)
 
     def move(self, state: State, reason: str) -> None:
         """Take a new state and reason, and tell everybody; waiters are woken even if nothing changed."""
@@ -57,14 +56,8 @@ class Standing:
         elif reason != before[1]:
             log.debug("%s: still %s", self._name, self)
         if (state, reason) != before:
-            for listener in tuple(self._listeners):
-                try:
-                    listener(state, reason)
-                except Exception:
-                    log.exception("%s: a listener failed", self._name)
-        for woken in self._waiting:
-            if not woken.done():
-                woken.set_result(None)
+            self._news.tell(state, reason)
+        self._news.wake()
 
     async def until(self, check: Callable[[], object]) -> None:
         """Wait until the check holds; it is made now and with each move.
@@ -75,9 +68,4 @@ class Standing:
         while not check():
             if self.state == "left":
                 raise RuntimeError(f"{self._name}: the registrar has left")
-            woken = asyncio.get_running_loop().create_future()
-            self._waiting.add(woken)
-            try:
-                await woken
-            finally:
-                self._waiting.discard(woken)
+            await self._news.next()

@@ -17,7 +17,7 @@ import pytest_asyncio
 from registry_rig import Proxy, until
 
 from discovery import Etcd, Watcher
-from discovery.etcd.client import Stream
+from discovery.etcd.stream import Stream
 from lbclient.sandbox import EtcdCluster, start_etcd
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
