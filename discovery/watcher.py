@@ -179,12 +179,13 @@ class Watcher(Published):
                     async for endpoints in sets:
                         if self._stopped:
                             return  # it swallowed its cancellation
+                        rewound = bool(getattr(self.source, "rewound", False))
                         # A sign of life; sorting thousands of endpoints for that is a waste.
                         listed = self._listed if endpoints is self._seen else endpoint_tuple(endpoints)
                         if len(listed) > _LARGE:
                             # Sorting thousands is enough for one turn of the loop, so is taking them over.
                             await asyncio.sleep(0)
-                        self._received(listed, followed=began_at is not None)
+                        self._received(listed, followed=began_at is not None, rewound=rewound)
                         self._seen = endpoints if isinstance(endpoints, tuple) else None
                         began_at = began_at or now()
                 reason = "the source ended"
@@ -206,12 +207,11 @@ class Watcher(Published):
             self._lost(reason)
             await asyncio.sleep(max(retry_after, self._backoff.delay(failures, self._rng)))
 
-    def _received(self, listed: tuple[Endpoint, ...], *, followed: bool) -> None:
-        """Take in what the registry lists; `followed` means that no change was missed since the last time."""
+    def _received(self, listed: tuple[Endpoint, ...], *, followed: bool, rewound: bool) -> None:
+        """Take in what the registry lists; `followed` and `rewound` as for `Hold.begin`."""
         before = self.snapshot
         now = asyncio.get_running_loop().time()
         if listed != self._listed:
-            rewound = bool(getattr(self.source, "rewound", False))
             if reason := self._hold.begin(self._listed, listed, now, followed=followed, rewound=rewound):
                 self.counts["holds"] += 1
                 self._hold_reason = reason

@@ -156,16 +156,18 @@ class Consul:
         # A copy, so that two watchers of one source do not replace each other's view.
         records = self._records = self._records.copy()
         known: Mapping[str, str] = {}
+        last = self._last  # from here on our own: another watcher of this source may be ahead of us
         async with self.client() as client, self._follower(client) as follower:
             self._followers.add(follower)
             try:
                 while True:
                     answer = await follower.next()
                     if answer is not None:
-                        self.rewound, self._last = answer.index < self._last, answer.index
+                        rewound, last = answer.index < last, answer.index
                         known = await _instances(client, answer, known)
                         for _ in records.replacing(known):
                             await asyncio.sleep(0)
+                        self.rewound, self._last = rewound, last
                     yield records.endpoints
                     self.rewound = False
             finally:

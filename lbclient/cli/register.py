@@ -117,7 +117,11 @@ def register(
     lines = _Lines(address, err=bool(command), as_json=as_json)
     asked = _Health(health) if health else None
     try:
-        endpoint = Endpoint.parse(address, weight=options.pop("weight"), zone=options.pop("zone"), metadata=meta)
+        described = {"weight": options.pop("weight"), "zone": options.pop("zone"), "metadata": meta}
+        endpoint = Endpoint.parse(address, **described)
+    except ValueError as error:
+        raise click.BadParameter(f"{address!r}: {error}", context, param_hint="--address or --weight") from None
+    try:
         options["tags"] = options["tags"] or None
         registrar = Registrar(url, endpoint, health=asked, linger=0, wait=0, **options)
     except ImportError as error:

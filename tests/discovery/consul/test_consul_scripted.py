@@ -132,3 +132,23 @@ def test_an_agent_that_always_answers_is_asked_five_times_a_second(habit: str) -
         assert 250 <= asked <= 350
 
     run(main())
+
+
+def test_a_watcher_that_is_behind_another_one_of_its_source_is_not_at_an_earlier_time() -> None:
+    async def main() -> None:
+        indexes = iter([5, 5, 9, 7, 3])
+
+        async def get(*_: Any, **__: Any) -> Answer:
+            return Answer(data=[b"[]"], index=next(indexes), has_leader=True)
+
+        source = Consul("web")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ConsulClient, "get", get)
+            async with contextlib.aclosing(source.watch()) as one, contextlib.aclosing(source.watch()) as two:
+                seen = []
+                for sets in (one, two, one, two, two):
+                    await anext(sets)
+                    seen.append(source.rewound)
+                assert seen == [False, False, False, False, True]
+
+    run(main())
