@@ -2,7 +2,17 @@
 
 from lbclient.errors import AttemptsFailed, LBError, NoEndpoints
 from lbclient.outlier import Ejection
-from lbclient.policy import LeastRequest, Policy, PowerOfTwo, Random, RoundRobin, in_flight, least_request
+from lbclient.policies import (
+    LeastRequest,
+    Policy,
+    PowerOfTwo,
+    Random,
+    RoundRobin,
+    in_flight,
+    least_request,
+    peak_ewma,
+)
+from lbclient.routing import Routing, SlowStart
 from lbclient.session import BalancedSession
 from lbclient.transport import BalancingMiddleware, attempts
 
@@ -18,7 +28,10 @@ __all__ = [
     "PowerOfTwo",
     "Random",
     "RoundRobin",
+    "Routing",
+    "SlowStart",
     "attempts",
     "in_flight",
     "least_request",
+    "peak_ewma",
 ]

@@ -4,83 +4,199 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+import random
+from bisect import bisect
+from collections.abc import Callable, Collection, Iterable
+from itertools import accumulate
 from typing import Any
 
+from xxhash import xxh64_intdigest
+
 from discovery import Endpoint
-from lbclient.node import Attempt, Node
+from lbclient.call import Call
+from lbclient.node import NOWHERE, Attempt, Group, Node
 from lbclient.outcome import Outcome
 from lbclient.outlier import Ejection
-from lbclient.policy import Policy
+from lbclient.policies import Policy
+from lbclient.routing import Portion, Routing, SlowStart
 
-__all__ = ["Balancer"]
+__all__ = ["Balancer", "Route"]
 
 log = logging.getLogger(__name__)
 
+# How often another node is looked for instead of one that is being warmed up. With half of the nodes new, one in
+# a thousand requests is refused this often.
+_DRAWS = 8
+# Hashing policies hash the same key with 0: a route must not get one stretch of their rings only.
+_SEED = 1
+
+
+class Route(Group):
+    """A portion of the nodes with the policy that chooses among them."""
+
+    __slots__ = ("name", "policy")
+
+    def __init__(self, nodes: tuple[Node, ...], policy: Policy, name: str) -> None:
+        super().__init__(nodes)
+        self.policy = policy
+        self.name = name
+
 
 class Balancer:
-    """Keeps one `Node` per address and chooses among the usable ones.
+    """Keeps one `Node` per address and chooses among the usable ones: see `Routing.split`.
 
-    Usable are the nodes that are not ejected and have a weight above 0; if there are none, those that
-    are not ejected; if there are none either, all: a balancer with nodes always has a usable one.
+    A balancer with nodes always has a usable one.
 
     Args:
         name: the service's name, for log lines.
-        policy: chooses one of the usable nodes.
+        new_policy: makes the policy for a portion of the nodes.
         ejection: takes failing nodes out.
         limit_per_node: attempts under way at one node at the same time; 0 for no limit.
+        routing: which nodes are chosen among.
+        slow_start: how new nodes get their share; None for the whole share at once.
+        rng: the source of randomness for what is not the policy's to choose.
     """
 
     def __init__(
-        self, name: str, policy: Policy, *, ejection: Ejection | None = None, limit_per_node: int = 0
+        self,
+        name: str,
+        new_policy: Callable[[], Policy],
+        *,
+        ejection: Ejection | None = None,
+        limit_per_node: int = 0,
+        routing: Routing | None = None,
+        slow_start: SlowStart | None = None,
+        rng: random.Random | None = None,
     ) -> None:
         self.name = name
-        self.policy = policy
         self.nodes: dict[str, Node] = {}
-        self.usable: tuple[Node, ...] = ()
+        self.routes: tuple[Route, ...] = ()
+        self.policy = new_policy()
+        self._new_policy = new_policy
+        # The policy of each portion by its name; they outlive the portions, which come and go with the health.
+        self._policies: dict[str, Policy] = {}
+        # Upper bounds of the routes' shares; None where all requests take the first one.
+        self._bounds: list[float] | None = None
         self._ejection = ejection or Ejection()
         self._limit = limit_per_node or math.inf
+        self._routing = routing or Routing()
+        self._slow_start = slow_start
+        # Nodes in their slow start and when it began, the earliest first.
+        self._warming: dict[Node, float] = {}
+        self._random = (rng or random.Random()).random
         # The first moment at which an ejected node is due for a probe: one comparison per pick.
         self._probe_at = math.inf
 
-    def update(self, endpoints: Iterable[Endpoint]) -> list[Node]:
+    @property
+    def usable(self) -> tuple[Node, ...]:
+        """All nodes that are chosen among."""
+        return tuple(node for route in self.routes for node in route.nodes)
+
+    def update(self, endpoints: Iterable[Endpoint], now: float) -> list[Node]:
         """Take the new set as it is; returns the nodes that left. What was learned about the others stays."""
         old, self.nodes = self.nodes, {}
-        for endpoint in endpoints:
+        # What is there from the beginning was not started just now.
+        warms = self._slow_start is not None and bool(old)
+        reweighted = False
+        for endpoint in self._routing.narrow(tuple(endpoints)):
             node = old.pop(endpoint.address, None)
             if node is None:
                 node = Node(endpoint)
+                if warms:
+                    self._warming[node] = now
             elif node.endpoint is not endpoint and node.endpoint != endpoint:
+                reweighted = reweighted or node.weight != endpoint.weight
                 node.describe_as(endpoint)
             self.nodes[node.address] = node
         for node in old.values():
             node.left = True
-        self._regroup()
+            node.group = NOWHERE
+            self._warming.pop(node, None)
+        self._regroup(reweighted=reweighted)
         return list(old.values())
 
-    def pick(self, now: float, tried: tuple[Node, ...] = ()) -> Node | None:
+    def pick(self, call: Call) -> Node | None:
         """A node, and one that was not tried if there is such; None if all of those are at their limit.
 
-        `now` is `time.monotonic()` seconds. There must be a node.
+        There must be a node.
         """
-        if now >= self._probe_at and (node := self._due(now, tried)) is not None:
+        if call.now >= self._probe_at and (node := self._due(call)) is not None:
             return node
-        candidates = self._untried(tried) or self.usable if tried else self.usable
-        node = self.policy.pick(candidates)
-        if node.in_flight >= self._limit:
-            free = tuple(node for node in candidates if node.in_flight < self._limit)
-            return self.policy.pick(free) if free else None
-        return node
+        route = self.routes[0] if self._bounds is None else self._choose(call)
+        if not call.tried:
+            call.excluded = ()
+            call.in_flight = route.in_flight
+            node = route.policy.pick(route.nodes, call)
+            if node.in_flight < self._limit and not (self._warming and self._is_held_back(node, call.now)):
+                return node
+        return self._pick_another(route, call)
+
+    def _choose(self, call: Call) -> Route:
+        assert self._bounds is not None  # noqa: S101 - for the type checker
+        # A key goes to the same route each time, and at all clients that see the same shares.
+        point = self._random() if call.key is None else xxh64_intdigest(call.key.encode(), _SEED) / 2**64
+        return self.routes[min(bisect(self._bounds, point), len(self.routes) - 1)]
+
+    def _pick_another(self, preferred: Route, call: Call) -> Node | None:
+        """The way of the few: requests that were tried before, full nodes, and new ones that are warmed up."""
+        full = False
+        for route in (preferred, *(route for route in self.routes if route is not preferred)):
+            tried = tuple(node for node in call.tried if node.group is route)
+            if len(tried) < len(route.nodes):
+                if (node := self._pick_from(route, call, tried)) is not None:
+                    return node
+                full = True
+        if full:
+            return None
+        # All that are usable were tried. One that is ejected may work again; else one for the second time.
+        rest = [node for node in self.nodes.values() if node not in call.tried] or self.usable
+        rest = [node for node in rest if node.in_flight < self._limit]
+        return min(rest, key=lambda node: (node.in_flight, self._random())) if rest else None
+
+    def _pick_from(self, route: Route, call: Call, tried: tuple[Node, ...]) -> Node | None:
+        """A node of the route that was not tried and is not full."""
+        excluded: Collection[Node] = tried
+        draws = _DRAWS
+        call.in_flight = route.in_flight
+        while len(excluded) < len(route.nodes):
+            call.excluded = excluded
+            node = route.policy.pick(route.nodes, call)
+            if node.in_flight >= self._limit:
+                excluded = {n for n in route.nodes if n in tried or n.in_flight >= self._limit}
+                draws = 0
+            elif draws and self._warming and self._is_held_back(node, call.now):
+                draws -= 1
+                if len(excluded) + 1 == len(route.nodes):
+                    return node
+                excluded = (*excluded, node)
+            else:
+                return node
+        return None
+
+    def _is_held_back(self, node: Node, now: float) -> bool:
+        since = self._warming.get(node)
+        if since is None or self._slow_start is None:
+            return False
+        factor = self._slow_start.factor(now - since)
+        if factor >= 1:
+            del self._warming[node]
+            return False
+        if len(self._warming) >= len(self.nodes):
+            # All are new: only how much newer than the oldest counts.
+            factor /= self._slow_start.factor(now - next(iter(self._warming.values())))
+        return self._random() >= factor
 
     def exhausted(self, tried: tuple[Node, ...]) -> bool:
         """Whether every node was tried."""
-        return not self._untried(tried)
+        return all(node in tried for node in self.nodes.values())
 
     def observe(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         """Learn from an attempt that came to its end, or to the head of its response."""
         node = attempt.node
-        if outcome is not Outcome.SUCCESS and outcome not in (Outcome.OURS, Outcome.LEFT):
-            node.failures += 1
+        if outcome not in (Outcome.OURS, Outcome.LEFT):
+            failed = outcome is not Outcome.SUCCESS
+            node.failures += failed
+            node.learn(attempt.elapsed, now, failed=failed)
         failing = self._ejection.fails(node, outcome)
         if node.left:
             return
@@ -93,8 +209,10 @@ class Balancer:
     def _observe_probe(self, node: Node, attempt: Attempt, outcome: Outcome, now: float) -> None:
         # Attempts that began before the ejection say nothing new. Later ones are probes, or went there
         # because nothing else was left; they decide equally.
-        if outcome is Outcome.SUCCESS:
+        if outcome in (Outcome.SUCCESS, Outcome.ERROR):
             self._ejection.restore(node, now)
+            if self._slow_start is not None:
+                self._warming[node] = now
         elif outcome in (Outcome.OURS, Outcome.LEFT):
             node.probing = False
         elif node.probing:
@@ -108,32 +226,42 @@ class Balancer:
             return
         log.warning("%s: %s fails: %s", self.name, node.address, attempt.error)
         self._ejection.eject(node, now)
+        self._warming.pop(node, None)
         self._regroup()
 
-    def _due(self, now: float, tried: tuple[Node, ...]) -> Node | None:
+    def _due(self, call: Call) -> Node | None:
         for node in self.nodes.values():
-            if _awaits_probe(node) and now >= (node.ejected_until or 0) and node not in tried:
+            if _awaits_probe(node) and call.now >= (node.ejected_until or 0) and node not in call.tried:
                 node.probing = True
                 self._regroup()
                 return node
         return None
 
-    def _untried(self, tried: tuple[Node, ...]) -> tuple[Node, ...]:
-        return tuple(node for node in self.usable if node not in tried) or tuple(
-            node for node in self.nodes.values() if node not in tried
-        )
-
-    def _regroup(self) -> None:
+    def _regroup(self, *, reweighted: bool = False) -> None:
+        """Make the routes anew after nodes came, went, were ejected or let back in."""
         nodes = self.nodes.values()
-        inside = tuple(node for node in nodes if node.ejected_at is None)
-        self.usable = tuple(node for node in inside if node.weight > 0) or inside or tuple(nodes)
+        portions = self._routing.split(nodes)
+        known = {} if reweighted else {route.name: route for route in self.routes}
+        for node in nodes:
+            node.group = NOWHERE
+        self.routes = tuple(self._route(portion, known.get(portion.name)) for portion in portions)
+        shares = [portion.share for portion in portions]
+        self._bounds = None if len(shares) <= 1 or shares[0] >= 1 else list(accumulate(shares))
         self._probe_at = min((node.ejected_until or 0 for node in nodes if _awaits_probe(node)), default=math.inf)
+
+    def _route(self, portion: Portion, before: Route | None) -> Route:
+        # The same tuple as before, if it has the same nodes: policies keep their tables then.
+        same = before is not None and before.nodes == portion.nodes
+        nodes = before.nodes if before is not None and same else portion.nodes
+        if portion.name not in self._policies:
+            self._policies[portion.name] = self._new_policy() if self._policies else self.policy
+        return Route(nodes, self._policies[portion.name], portion.name)
 
     def as_dict(self, now: float) -> dict[str, Any]:
         """The live state as plain data."""
         return {
             "policy": type(self.policy).__name__,
-            "usable": len(self.usable),
+            "usable": sum(len(route.nodes) for route in self.routes),
             "nodes": [node.as_dict(now) for node in self.nodes.values()],
         }
 

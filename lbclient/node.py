@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from math import exp
 from typing import TYPE_CHECKING, Any
 
 from yarl import URL
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from aiohttp import ClientRequest, ClientResponse
     from aiohttp.connector import Connection
 
-__all__ = ["Attempt", "Node"]
+__all__ = ["MEMORY", "NOWHERE", "Attempt", "Group", "Node"]
 
 _SECURE = {"http": "https", "ws": "wss"}
 # Nodes come by the thousand, and most of them are idle: these stand for empty ones and are never changed.
@@ -24,8 +25,34 @@ _NO_ATTEMPTS: set[Attempt] = set()
 _NO_URLS: dict[URL, URL] = {}
 # An API has a handful of hot paths; paths with identifiers in them must not fill the memory.
 _URLS_KEPT = 128
-# Weight of the newest answer in the shown latency, as in TCP's smoothed round-trip time (RFC 6298).
-_NEWEST = 0.125
+# Seconds after which what was learned counts for 1/e of what it did (Finagle's and Linkerd's Peak EWMA: 10 s).
+MEMORY = 10.0
+# Share of the newest outcome in the share of failures: ten failures in a row make it 0.89, one in a hundred 0.01.
+_NEWEST = 0.2
+# Below this share a node counts as one that does not fail at all.
+_NO_FAILURES = 0.001
+
+
+class Group:
+    """Nodes that the balancer chooses among in one go, and how busy they are together.
+
+    Attributes:
+        nodes: the same object until the nodes or their weights change.
+        in_flight: attempts under way at all of them.
+    """
+
+    __slots__ = ("in_flight", "nodes")
+
+    def __init__(self, nodes: tuple[Node, ...] = ()) -> None:
+        self.nodes = nodes
+        self.in_flight = 0
+        for node in nodes:
+            node.group = self
+            self.in_flight += node.in_flight
+
+
+# Where nodes are that get no requests now.
+NOWHERE = Group()
 
 
 class Node:
@@ -40,7 +67,11 @@ class Node:
         weight: the endpoint's weight, read at every pick.
         in_flight: attempts from the pick until the end of the response's body.
         requests: attempts so far; failures: those that showed a fault of the node.
-        latency: smoothed seconds until the head of the response; None before the first.
+        latency: seconds until the head of a response, as Peak EWMA (Finagle) keeps it: a slower answer counts at
+            once, faster ones bit by bit; None before the first. As it was at `learned_at`.
+        failing: smoothed share (0 to 1) of attempts that failed, as it was at `failed_at`; 0 is the usual case.
+        learned_at, failed_at: `time.monotonic()` seconds.
+        group: the usable nodes that it is chosen from; `NOWHERE` while it is not usable.
         connect_failures: connection failures in a row.
         ejections: how often it was taken out, decaying while it is healthy.
         ejected_at, ejected_until: `time.monotonic()` seconds; None while it is in.
@@ -57,9 +88,13 @@ class Node:
         "ejected_until",
         "ejections",
         "endpoint",
+        "failed_at",
+        "failing",
         "failures",
+        "group",
         "in_flight",
         "latency",
+        "learned_at",
         "left",
         "probing",
         "requests",
@@ -75,6 +110,10 @@ class Node:
         self.requests = 0
         self.failures = 0
         self.latency: float | None = None
+        self.learned_at = 0.0
+        self.failing = 0.0
+        self.failed_at = 0.0
+        self.group = NOWHERE
         self.connect_failures = 0
         self.ejections = 0
         self.ejected_at: float | None = None
@@ -103,6 +142,25 @@ class Node:
             self._urls = _NO_URLS
         self.endpoint = endpoint
         self.weight = endpoint.weight
+
+    def learn(self, elapsed: float, now: float, *, failed: bool) -> None:
+        """Take in how long an answer took, or that there was none worth having. Reads decay: see `policies.loads`.
+
+        How fast a node fails says nothing about how fast it works, so failures leave the latency as it is.
+        """
+        if failed or self.failing:
+            failing = self.failing * exp((self.failed_at - now) / MEMORY)
+            failing += _NEWEST * (failed - failing)
+            self.failing = failing if failing > _NO_FAILURES else 0.0
+            self.failed_at = now
+        if failed:
+            return
+        if self.latency is None or elapsed >= self.latency:
+            self.latency = elapsed
+        else:
+            kept = exp((self.learned_at - now) / MEMORY)
+            self.latency = elapsed + (self.latency - elapsed) * kept
+        self.learned_at = now
 
     def locate(self, url: URL) -> URL:
         """The logical URL with this node's address in it; path and query stay as they are, byte for byte."""
@@ -177,6 +235,7 @@ class Attempt:
         self._req: ClientRequest | None = None
         self.started_at = time.monotonic()
         node.in_flight += 1
+        node.group.in_flight += 1
         node.requests += 1
         if node.attempts is _NO_ATTEMPTS:
             node.attempts = set()
@@ -218,16 +277,10 @@ class Attempt:
         if self in node.attempts:
             node.attempts.remove(self)
             node.in_flight -= 1
+            node.group.in_flight -= 1
             self.conn = None
             self._req = None
             self._on_land()
-
-    def observe_latency(self) -> None:
-        """Feed the time until the head of the response into the node's smoothed latency."""
-        node = self.node
-        node.latency = (
-            self.elapsed if node.latency is None else node.latency + _NEWEST * (self.elapsed - node.latency)
-        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `elapsed` in seconds."""

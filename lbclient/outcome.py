@@ -9,12 +9,13 @@ import aiohttp
 
 from lbclient.errors import NodeLeft
 
-__all__ = ["IDEMPOTENT", "Outcome", "classify", "may_be_repeated"]
+__all__ = ["IDEMPOTENT", "Outcome", "classify", "classify_status", "may_be_repeated"]
 
 # RFC 9110, section 9.2.2
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 # https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
 _IDEMPOTENCY_KEY = "Idempotency-Key"
+_SERVER_ERROR = 500
 # This process has no descriptors left: no server's fault, and no other server would do better.
 _OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
@@ -22,9 +23,12 @@ _OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 class Outcome(Enum):
     """What one attempt showed about its node.
 
+    What has failed (all but SUCCESS, LEFT and OURS) counts in the load of the node.
+
     | outcome | what happened | another attempt | ejection |
     |---|---|---|---|
     | SUCCESS | the head of a response arrived | no | resets |
+    | ERROR | the same, with a status of 500 or above | no | resets |
     | CONNECT | no connection, nothing was sent | any method | counts |
     | LEFT | the node left before anything was sent | any method, free of charge | ignores |
     | FAULT | sent, no answer: maybe processed | idempotent and replayable only | fails a probe |
@@ -33,11 +37,17 @@ class Outcome(Enum):
     """
 
     SUCCESS = "success"
+    ERROR = "error"
     CONNECT = "connect"
     LEFT = "left"
     FAULT = "fault"
     BROKEN = "broken"
     OURS = "ours"
+
+
+def classify_status(status: int) -> Outcome:
+    """The outcome of an attempt that was answered with this status."""
+    return Outcome.ERROR if status >= _SERVER_ERROR else Outcome.SUCCESS
 
 
 def classify(error: BaseException) -> Outcome:  # noqa: PLR0911 - it is a table

@@ -18,7 +18,7 @@ class Ejection:
     """When a node is taken out and for how long. Decides only; the `Balancer` keeps the last node in.
 
     Attributes:
-        connect_failures: connection failures in a row that take a node out; any success starts the count anew.
+        connect_failures: connection failures in a row that take a node out; any answer starts the count anew.
         base: seconds out of service the first time; doubled each further time (Envoy: 30 s).
         cap: the longest time out of service in seconds (Envoy: 300 s).
 
@@ -38,7 +38,7 @@ class Ejection:
 
     def fails(self, node: Node, outcome: Outcome) -> bool:
         """Count the outcome; True if the node should be out now."""
-        if outcome is Outcome.SUCCESS:
+        if outcome in (Outcome.SUCCESS, Outcome.ERROR):
             node.connect_failures = 0
         elif outcome is Outcome.CONNECT:
             node.connect_failures += 1

@@ -8,14 +8,19 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from aiohttp import ClientRequest, ClientResponse
+
 from discovery import Endpoint, Snapshot, Source, Watcher, open_source
-from lbclient.balancer import Balancer
+from lbclient.balancer import Balancer, Route
+from lbclient.call import Call
 from lbclient.errors import NoEndpoints
 from lbclient.node import Attempt, Node
 from lbclient.outcome import Outcome
 
 __all__ = ["Service"]
 
+# Takes the key of a request, for policies that hash.
+Key = Callable[[ClientRequest], str | None]
 OnLeft = Callable[[Iterable[Node]], None]
 
 
@@ -55,10 +60,12 @@ class Service:
         self._wait = wait_for_endpoints
         self._on_left = on_left
         self._unsubscribe: Callable[[], None] | None = None
-        self._queue: deque[tuple[asyncio.Future[Attempt], tuple[Node, ...]]] = deque()
+        self._queue: deque[tuple[asyncio.Future[Attempt], Call]] = deque()
         self._serving = False
         self._known: tuple[Endpoint, ...] | None = None
-        self._first_reason = type(balancer.policy).__name__
+        self._policy_name = type(balancer.policy).__name__
+        self._key: Key | None = getattr(balancer.policy, "key", None)
+        self._answered = hasattr(balancer.policy, "answered")
 
     def __repr__(self) -> str:
         return f"<Service {self.name}: {self.watcher.snapshot}>"
@@ -78,9 +85,9 @@ class Service:
         if not self._shared:
             await self.watcher.stop()
         waiting, self._queue = self._queue, deque()
-        for turn, tried in waiting:
+        for turn, call in waiting:
             if not turn.done():
-                turn.set_exception(self.no_endpoints(tried))
+                turn.set_exception(self.no_endpoints(call))
 
     def _on_snapshot(self, snapshot: Snapshot) -> None:
         if snapshot.held:
@@ -88,7 +95,7 @@ class Service:
             asyncio.get_running_loop().call_soon(self._let_go)
         if snapshot.version and snapshot.endpoints is not self._known:
             self._known = snapshot.endpoints
-            left = self.balancer.update(snapshot.endpoints)
+            left = self.balancer.update(snapshot.endpoints, time.monotonic())
             if left:
                 self._on_left(left)
             self.released()
@@ -100,30 +107,35 @@ class Service:
         if gone:
             self.watcher.let_go(gone)
 
-    def begin(self, tried: tuple[Node, ...] = ()) -> Attempt | None:
+    def call(self, req: ClientRequest, key: str | None) -> Call:
+        """What the policy may know of a request; `key` is the one that the caller gave for it."""
+        return Call(self._key(req) if key is None and self._key is not None else key)
+
+    def begin(self, call: Call) -> Attempt | None:
         """Begin an attempt at a node that was not tried yet; None if something has to be waited for."""
         if self._queue or not self.balancer.nodes:
             return None
-        return self._begin(tried)
+        return self._begin(call)
 
-    def _begin(self, tried: tuple[Node, ...]) -> Attempt | None:
+    def _begin(self, call: Call) -> Attempt | None:
         if not self.balancer.nodes:
-            raise self.no_endpoints(tried)
-        node = self.balancer.pick(time.monotonic(), tried)
-        return None if node is None else Attempt(node, self._reason(tried), self.released)
+            raise self.no_endpoints(call)
+        call.now = time.monotonic()
+        node = self.balancer.pick(call)
+        return None if node is None else Attempt(node, self._reason(node, call), self.released)
 
-    async def wait_and_begin(self, tried: tuple[Node, ...] = ()) -> Attempt:
+    async def wait_and_begin(self, call: Call) -> Attempt:
         """Wait for the first snapshot and for a free slot, then begin an attempt.
 
         Raises:
             NoEndpoints: if there is none.
         """
         if not self.balancer.nodes:
-            await self._first_snapshot(tried)
-            if (attempt := self.begin(tried)) is not None:
+            await self._first_snapshot(call)
+            if (attempt := self.begin(call)) is not None:
                 return attempt
         turn: asyncio.Future[Attempt] = asyncio.get_running_loop().create_future()
-        self._queue.append((turn, tried))
+        self._queue.append((turn, call))
         # Those ahead may all wait for nodes that they did not try yet, and this one would take another.
         self.released()
         try:
@@ -158,43 +170,50 @@ class Service:
         self._serving = False
         waiting, self._queue = self._queue, deque()
         full = False
-        for turn, tried in waiting:
+        for turn, call in waiting:
             if turn.done():
                 continue
             try:
-                attempt = None if full and not tried else self._begin(tried)
+                attempt = None if full and not call.tried else self._begin(call)
             except Exception as error:  # noqa: BLE001 - whatever a policy raises, those behind are still to be served
                 turn.set_exception(error)
                 continue
             if attempt is not None:
                 turn.set_result(attempt)
             else:
-                full = full or not tried
-                self._queue.append((turn, tried))
+                full = full or not call.tried
+                self._queue.append((turn, call))
 
-    def _reason(self, tried: tuple[Node, ...]) -> str:
-        if not tried:
-            return self._first_reason
-        return f"{self._first_reason}, not {' '.join(node.address for node in tried)}"
+    def answered(self, attempt: Attempt, response: ClientResponse, call: Call) -> None:
+        """Show the head of an answer to a policy that wants to see it."""
+        if self._answered and isinstance(attempt.node.group, Route):
+            policy: Any = attempt.node.group.policy
+            policy.answered(attempt.node, response, call)
 
-    async def _first_snapshot(self, tried: tuple[Node, ...]) -> None:
+    def _reason(self, node: Node, call: Call) -> str:
+        reason = self._policy_name
+        if isinstance(node.group, Route) and node.group.name:
+            reason = f"{reason}, {node.group.name}"
+        return f"{reason}, not {' '.join(node.address for node in call.tried)}" if call.tried else reason
+
+    async def _first_snapshot(self, call: Call) -> None:
         self.follow()
         if self.watcher.snapshot.version == 0:
             try:
                 await self.watcher.ready(self._wait)
             except (TimeoutError, RuntimeError):
-                raise self.no_endpoints(tried) from None
+                raise self.no_endpoints(call) from None
         if not self.balancer.nodes:
-            raise self.no_endpoints(tried)
+            raise self.no_endpoints(call)
 
-    def no_endpoints(self, tried: tuple[Node, ...] = ()) -> NoEndpoints:
+    def no_endpoints(self, call: Call) -> NoEndpoints:
         """The error that says what is known."""
         snapshot = self.watcher.snapshot
         healthy = sum(node.ejected_at is None for node in self.balancer.nodes.values())
         waited = f" after waiting {self._wait:g} s" if snapshot.version == 0 else ""
         return NoEndpoints(
             f"service {self.name!r} has no endpoint{waited}: {len(snapshot.endpoints)} known, {healthy} healthy, "
-            f"{len(tried)} tried; discovery ({self.watcher.source!r}): {snapshot}"
+            f"{len(call.tried)} tried; discovery ({self.watcher.source!r}): {snapshot}"
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Self
@@ -12,7 +12,8 @@ from aiohttp import ClientTimeout
 
 from discovery import Cache, Endpoint, OnEmpty, Snapshot, Source, Watcher, service_name
 from lbclient.outlier import Ejection
-from lbclient.policy import Policy, PowerOfTwo
+from lbclient.policies import PolicyOption, PowerOfTwo
+from lbclient.routing import Routing, SlowStart
 from lbclient.transport import BalancingMiddleware, above_zero
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ class BalancedSession:
     Args:
         services: a source, a watcher or a source's URL; or a mapping from service names to those.
         name: the name of a single service in `Host` and TLS certificates; taken from the URL by default.
-        policy: a policy class or a function that makes a policy, once for each service; or a policy object.
+        policy: a policy's name (`round_robin`), a class, a function that makes one, or an object.
+        routing: which nodes are chosen among: filters, subsets, zones, priorities, panic.
+        slow_start: how nodes that are new or come back get their share; by default all of it at once.
         max_attempts: attempts of one request (each redirect hop counts anew), the first included.
         attempt_timeout: seconds for an attempt until the head of its response; None for no limit.
         connect_timeout: seconds for making a connection, and at most an equal share of the total deadline.
@@ -66,7 +69,9 @@ class BalancedSession:
         services: Source | Watcher | str | Mapping[str, Source | Watcher | str],
         *,
         name: str | None = None,
-        policy: Policy | Callable[[], Policy] = PowerOfTwo,
+        policy: PolicyOption = PowerOfTwo,
+        routing: Routing | None = None,
+        slow_start: SlowStart | None = None,
         max_attempts: int = 3,
         attempt_timeout: float | None = None,
         connect_timeout: float = 3.0,
@@ -95,6 +100,8 @@ class BalancedSession:
         self._balancing = BalancingMiddleware(
             services,
             policy=policy,
+            routing=routing,
+            slow_start=slow_start,
             max_attempts=max_attempts,
             attempt_timeout=attempt_timeout,
             wait_for_endpoints=wait_for_endpoints,
@@ -106,6 +113,7 @@ class BalancedSession:
             collapse=collapse,
             cache=cache,
         )
+        self._middlewares = tuple(middlewares)
         self._connect_timeout = connect_timeout
         self._max_attempts = max_attempts
         if "connector" not in session_options:
@@ -191,15 +199,20 @@ class BalancedSession:
         return self.client_session.delete(url, **self._adapted(options))
 
     def ws_connect(self, url: StrOrURL, **options: Any) -> _WSRequestContextManager:
-        """Open a websocket; it counts as one request in flight until it is closed."""
+        """Open a websocket; it counts as one request in flight until it is closed.
+
+        It takes no `lb_key`: aiohttp has no middlewares for a single websocket. A policy's `key` works.
+        """
         return self.client_session.ws_connect(url, **options)
 
     def _adapted(self, options: dict[str, Any]) -> dict[str, Any]:
         if "timeout" in options:
             options["timeout"] = self._bounded(options["timeout"])
-        if options.get("middlewares") is not None:
+        key, middlewares = options.pop("lb_key", None), options.get("middlewares")
+        if key is not None or middlewares is not None:
             # A request's middlewares replace the session's.
-            options["middlewares"] = (*options["middlewares"], self._balancing)
+            last = self._balancing if key is None else self._balancing.keyed(key)
+            options["middlewares"] = (*(self._middlewares if middlewares is None else middlewares), last)
         return options
 
     def _bounded(self, timeout: ClientTimeout | float | None) -> ClientTimeout:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any, Self
@@ -15,12 +15,14 @@ from yarl import URL
 
 from discovery import Cache, Endpoint, OnEmpty, Snapshot, Source, Watcher
 from lbclient.balancer import Balancer
+from lbclient.call import Call
 from lbclient.drain import Drain
 from lbclient.errors import AttemptsFailed
-from lbclient.node import Attempt, Node
-from lbclient.outcome import IDEMPOTENT, Outcome, classify, may_be_repeated
+from lbclient.node import Attempt
+from lbclient.outcome import IDEMPOTENT, Outcome, classify, classify_status, may_be_repeated
 from lbclient.outlier import Ejection
-from lbclient.policy import Policy, PowerOfTwo
+from lbclient.policies import PolicyOption, PowerOfTwo, policy_factory
+from lbclient.routing import Routing, SlowStart
 from lbclient.service import Service
 
 __all__ = ["BalancingMiddleware", "attempts"]
@@ -51,7 +53,9 @@ class BalancingMiddleware:
         self,
         services: Mapping[str, Source | Watcher | str],
         *,
-        policy: Policy | Callable[[], Policy] = PowerOfTwo,
+        policy: PolicyOption = PowerOfTwo,
+        routing: Routing | None = None,
+        slow_start: SlowStart | None = None,
         max_attempts: int = 3,
         attempt_timeout: float | None = None,
         wait_for_endpoints: float = 5.0,
@@ -70,10 +74,12 @@ class BalancingMiddleware:
         _at_least("limit_per_node", limit_per_node, 0)
         if attempt_timeout is not None:
             above_zero("attempt_timeout", attempt_timeout)
-        if not isinstance(ejection, (Ejection, NoneType)):
-            raise TypeError(f"ejection must be an Ejection, not {ejection!r}")
+        _instance("ejection", ejection, Ejection)
+        _instance("routing", routing, Routing)
+        _instance("slow_start", slow_start, SlowStart)
         if not services:
             raise ValueError("at least one service is needed")
+        new_policy = policy_factory(policy)
         self.max_attempts = max_attempts
         self.attempt_timeout = attempt_timeout
         self._drain = Drain(drain_timeout, self._is_listed)
@@ -83,7 +89,12 @@ class BalancingMiddleware:
                 name,
                 origin,
                 Balancer(
-                    name, _new_policy(policy, len(services)), ejection=ejection, limit_per_node=limit_per_node
+                    name,
+                    new_policy,
+                    ejection=ejection,
+                    limit_per_node=limit_per_node,
+                    routing=routing,
+                    slow_start=slow_start,
                 ),
                 wait_for_endpoints=wait_for_endpoints,
                 on_left=self._drain.begin,
@@ -135,7 +146,18 @@ class BalancingMiddleware:
             "draining": [{"address": node.address, "in_flight": node.in_flight} for node in self._drain.nodes],
         }
 
-    async def __call__(self, req: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+    def keyed(self, key: str) -> aiohttp.ClientMiddlewareType:
+        """This middleware for one request, with a key for the policy: `get(..., middlewares=(lb.keyed(key),))`.
+
+        In a `BalancedSession` it is an argument of each request, `lb_key`.
+        """
+        if not isinstance(key, str):
+            raise TypeError(f"a key must be a string, not {key!r}")
+        return partial(self.__call__, key=key)
+
+    async def __call__(
+        self, req: ClientRequest, handler: ClientHandlerType, *, key: str | None = None
+    ) -> ClientResponse:
         """Called by aiohttp for each hop of each request."""
         url = req.url
         service = self._services.get(url.raw_host or "")
@@ -146,19 +168,20 @@ class BalancingMiddleware:
             self._drain.watch_over(req.session)
         proxy, server_hostname = req.proxy, req.server_hostname
         try:
-            return await self._balance(service, req, handler)
+            return await self._balance(service, service.call(req, key), req, handler)
         finally:
             # A middleware outside of this one may look at the request again, or send it once more.
             req.url, req.proxy, req.server_hostname = url, proxy, server_hostname
             vars(req).pop("send", None)
 
-    async def _balance(self, service: Service, req: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+    async def _balance(
+        self, service: Service, call: Call, req: ClientRequest, handler: ClientHandlerType
+    ) -> ClientResponse:
         url, server_hostname = req.url, req.server_hostname
         tries: list[Attempt] = []
-        tried: tuple[Node, ...] = ()
         free = 0
         while True:
-            attempt = service.begin(tried) or await self._wait(service, tried, tries)
+            attempt = service.begin(call) or await self._wait(service, call, tries)
             tries.append(attempt)
             try:
                 attempt.aim(req, url, server_hostname)
@@ -171,11 +194,11 @@ class BalancingMiddleware:
                 attempt.land()
                 service.observe(attempt, outcome)
                 free += outcome is Outcome.LEFT
-                tried = (*tried, attempt.node)
-                if service.balancer.exhausted(tried) and outcome is Outcome.FAULT:
+                call.tried = (*call.tried, attempt.node)
+                if service.balancer.exhausted(call.tried) and outcome is Outcome.FAULT:
                     # No other node: once more to the same, as aiohttp itself does after a stale keep-alive.
-                    tried = ()
-                exhausted = service.balancer.exhausted(tried) and outcome is not Outcome.LEFT
+                    call.tried = ()
+                exhausted = service.balancer.exhausted(call.tried) and outcome is not Outcome.LEFT
                 spent = exhausted or len(tries) - free >= self.max_attempts or req.session.closed
                 if spent or not may_be_repeated(outcome, req):
                     final = self._final(error, tries, req)
@@ -183,17 +206,17 @@ class BalancingMiddleware:
                         raise
                     raise final from error
             else:
-                service.observe(attempt, Outcome.SUCCESS)
-                attempt.observe_latency()
+                service.observe(attempt, classify_status(response.status))
+                service.answered(attempt, response, call)
                 if not attempt.sent:
                     attempt.land()  # a middleware behind this one answered by itself
                 setattr(response, _ATTEMPTS, tries)
                 return response
             await _settle(req)
 
-    async def _wait(self, service: Service, tried: tuple[Node, ...], tries: list[Attempt]) -> Attempt:
+    async def _wait(self, service: Service, call: Call, tries: list[Attempt]) -> Attempt:
         try:
-            return await service.wait_and_begin(tried)
+            return await service.wait_and_begin(call)
         except BaseException as error:
             _tell(error, tries, earlier=len(tries))
             raise
@@ -261,18 +284,6 @@ async def _settle(req: ClientRequest) -> None:
         req.update_expect_continue()
 
 
-def _new_policy(policy: Policy | Callable[[], Policy], services: int) -> Policy:
-    if isinstance(policy, type) or not isinstance(policy, Policy):
-        if not callable(policy):
-            raise TypeError(f"policy must be a policy or a function that makes one, not {policy!r}")
-        policy = policy()
-    elif services > 1:
-        policy = copy.copy(policy)
-    if not isinstance(policy, Policy):
-        raise TypeError(f"policy must have a method pick(nodes), {policy!r} has none")
-    return policy
-
-
 def _valid_name(name: str) -> str:
     try:
         valid = isinstance(name, str) and URL.build(scheme="http", host=name).raw_host == name.lower()
@@ -287,6 +298,11 @@ def above_zero(option: str, value: float) -> None:
     """Raise a `ValueError` that names the option unless the value is a number above 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
         raise ValueError(f"{option} must be above 0, not {value!r}")
+
+
+def _instance(option: str, value: object, kind: type) -> None:
+    if not isinstance(value, (kind, NoneType)):
+        raise TypeError(f"{option} must be of type {kind.__name__}, not {value!r}")
 
 
 def _at_least(option: str, value: float, least: float) -> None:

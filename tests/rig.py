@@ -17,6 +17,7 @@ from multidict import CIMultiDictProxy
 
 from discovery.endpoint import join_host_port
 from lbclient import BalancedSession, attempts
+from lbclient.call import Call
 from lbclient.node import Node
 from lbclient.sandbox import Backend, PortStats
 
@@ -140,8 +141,9 @@ class Prefer:
     def __init__(self, *addresses: str) -> None:
         self._addresses = addresses
 
-    def pick(self, nodes: tuple[Node, ...]) -> Node:
+    def pick(self, nodes: tuple[Node, ...], call: Call) -> Node:
         order = self._addresses
+        nodes = tuple(node for node in nodes if node not in call.excluded)
         return min(nodes, key=lambda node: order.index(node.address) if node.address in order else len(order))
 
 

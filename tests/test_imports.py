@@ -82,15 +82,32 @@ MODULES = {
     ),
     "discovery.registrar": "registrar.registrar",
     "lbclient.errors": "",
+    "lbclient.routing.slow_start": "",
     "lbclient.outcome": "errors",
     "lbclient.node": "errors outcome discovery",
-    "lbclient.policy": "node",
-    "lbclient.outlier": "node outcome",
-    "lbclient.balancer": "node outcome outlier policy discovery",
-    "lbclient.service": "balancer errors node outcome discovery",
+    "lbclient.call": "node",
     "lbclient.drain": "node",
-    "lbclient.transport": "balancer drain errors node outcome outlier policy service discovery",
-    "lbclient.session": "outlier policy transport discovery",
+    "lbclient.outlier": "node outcome",
+    "lbclient.policies.drawing": "node",
+    "lbclient.policies.loads": "node",
+    "lbclient.routing.portion": "node",
+    "lbclient.policies.policy": "call node",
+    "lbclient.policies.rotation": "call node",
+    "lbclient.policies.least_request": "call node policies.loads",
+    "lbclient.policies.sampling": "call node policies.drawing policies.loads",
+    "lbclient.routing.routing": "node routing.portion discovery",
+    "lbclient.policies.names": (
+        "policies.least_request policies.loads policies.policy policies.rotation policies.sampling"
+    ),
+    "lbclient.routing": "routing.portion routing.routing routing.slow_start",
+    "lbclient.policies": (
+        "policies.least_request policies.loads policies.names policies.policy policies.rotation "
+        "policies.sampling"
+    ),
+    "lbclient.balancer": "call node outcome outlier policies routing discovery",
+    "lbclient.service": "balancer call errors node outcome discovery",
+    "lbclient.transport": "balancer call drain errors node outcome outlier policies routing service discovery",
+    "lbclient.session": "outlier policies routing transport discovery",
 }
 
 FILES = {

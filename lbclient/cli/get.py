@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from lbclient.cli.running import FAILED, NO_ENDPOINTS, Failure, Unreachable, ope
 from lbclient.cli.tally import Tally
 from lbclient.errors import NoEndpoints
 from lbclient.node import Attempt
-from lbclient.policy import LeastRequest, Policy, PowerOfTwo, Random, RoundRobin
+from lbclient.policies import POLICIES
 from lbclient.session import BalancedSession
 from lbclient.transport import attempts
 
@@ -29,12 +29,6 @@ __all__ = ["get"]
 _ERROR = 400
 # The first answer of a registry comes within milliseconds; a longer wait is for one that is just coming back.
 _WAIT = 5.0
-_POLICIES: dict[str, Callable[[], Policy]] = {
-    "round_robin": RoundRobin,
-    "random": Random,
-    "least_request": LeastRequest,
-    "power_of_two": PowerOfTwo,
-}
 
 
 def _headers(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> list[tuple[str, str]]:
@@ -97,7 +91,7 @@ class Options:
 @click.option("-X", "--method", metavar="METHOD", help="GET by default; POST with --data.")
 @click.option("-H", "--header", "headers", multiple=True, metavar="'K: V'", callback=_headers, help="A header.")
 @click.option("-d", "--data", metavar="TEXT", help="Body of the request.")
-@click.option("--policy", type=click.Choice(list(_POLICIES)), default="power_of_two", show_default=True)
+@click.option("--policy", type=click.Choice(list(POLICIES)), default="power_of_two", show_default=True)
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
@@ -149,7 +143,7 @@ async def _get(options: Options) -> int:
     try:
         session = BalancedSession(
             {options.name: source},
-            policy=_POLICIES[options.policy],
+            policy=options.policy,
             max_attempts=options.attempts,
             timeout=options.timeout,
         )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from discovery import Endpoint
 from lbclient import Ejection, RoundRobin
 from lbclient.balancer import Balancer
+from lbclient.call import Call
 from lbclient.node import Attempt, Node
 from lbclient.outcome import Outcome
 
@@ -24,9 +25,12 @@ class World:
     """A balancer, a clock, and attempts that end at once."""
 
     def __init__(self, *numbers: int, **options: Any) -> None:
-        self.balancer = Balancer("users", RoundRobin(random.Random(1)), **options)
-        self.balancer.update(endpoints(*numbers))
+        self.balancer = Balancer("users", lambda: RoundRobin(random.Random(1)), **options)
         self.now = 1000.0
+        self.update(endpoints(*numbers))
+
+    def update(self, found: list[Endpoint]) -> list[Node]:
+        return self.balancer.update(found, self.now)
 
     def node(self, number: int) -> Node:
         return self.balancer.nodes[f"10.0.0.{number}:80"]
@@ -45,9 +49,14 @@ class World:
             self.end(self.begin(self.node(number)), outcome)
 
     def pick(self, *tried: int) -> Node:
-        node = self.balancer.pick(self.now, tuple(self.node(number) for number in tried))
+        call = Call(now=self.now)
+        call.tried = tuple(self.node(number) for number in tried)
+        node = self.balancer.pick(call)
         assert node is not None
         return node
+
+    def full(self) -> bool:
+        return self.balancer.pick(Call(now=self.now)) is None
 
     def picked(self, picks: int = 30) -> set[str]:
         return {self.pick().endpoint.host[-1] for _ in range(picks)}
@@ -60,7 +69,7 @@ def test_an_update_reports_who_left_and_keeps_what_was_learned() -> None:
     world = World(1, 2, 3)
     second = world.node(2)
     second.requests = 7
-    left = world.balancer.update(endpoints(2, 4, weight=5))
+    left = world.update(endpoints(2, 4, weight=5))
     assert {node.address for node in left} == {"10.0.0.1:80", "10.0.0.3:80"}
     assert all(node.left for node in left)
     assert world.node(2) is second
@@ -70,8 +79,8 @@ def test_an_update_reports_who_left_and_keeps_what_was_learned() -> None:
 def test_a_node_that_comes_back_is_a_new_one() -> None:
     world = World(1, 2)
     first = world.node(1)
-    world.balancer.update(endpoints(2))
-    world.balancer.update(endpoints(1, 2))
+    world.update(endpoints(2))
+    world.update(endpoints(1, 2))
     assert world.node(1) is not first
     assert first.left
     assert not world.node(1).left
@@ -79,9 +88,9 @@ def test_a_node_that_comes_back_is_a_new_one() -> None:
 
 def test_weight_zero_gets_nothing_unless_there_is_nothing_else() -> None:
     world = World(1)
-    world.balancer.update([*endpoints(1), *endpoints(2, weight=0)])
+    world.update([*endpoints(1), *endpoints(2, weight=0)])
     assert world.picked() == {"1"}
-    world.balancer.update(endpoints(2, 3, weight=0))
+    world.update(endpoints(2, 3, weight=0))
     assert world.picked() == {"2", "3"}
 
 
@@ -118,7 +127,7 @@ def test_never_the_last_node() -> None:
     world.see(1, *DOWN)
     world.see(2, *DOWN * 3)
     assert world.picked() == {"2"}
-    world.balancer.update(endpoints(1))
+    world.update(endpoints(1))
     assert world.picked() == {"1"}, "an ejected node is better than none"
 
 
@@ -172,10 +181,10 @@ def test_an_answer_to_an_older_attempt_does_not_bring_a_node_back() -> None:
 def test_weight_zero_gets_no_probe_until_it_has_a_weight_again() -> None:
     world = World(1, 2)
     world.see(1, *DOWN)
-    world.balancer.update([*endpoints(1, weight=0), *endpoints(2)])
+    world.update([*endpoints(1, weight=0), *endpoints(2)])
     world.now += 31
     assert world.picked() == {"2"}
-    world.balancer.update(endpoints(1, 2))
+    world.update(endpoints(1, 2))
     assert world.pick() is world.node(1)
 
 
@@ -194,10 +203,10 @@ def test_earlier_ejections_are_forgotten_while_healthy() -> None:
 def test_a_change_of_description_keeps_a_node_out_and_a_return_lets_it_in() -> None:
     world = World(1, 2)
     world.see(1, *DOWN)
-    world.balancer.update(endpoints(1, 2, weight=9))
+    world.update(endpoints(1, 2, weight=9))
     assert world.picked() == {"2"}
-    world.balancer.update(endpoints(2))
-    world.balancer.update(endpoints(1, 2))
+    world.update(endpoints(2))
+    world.update(endpoints(1, 2))
     assert world.picked() == {"1", "2"}
 
 
@@ -205,7 +214,7 @@ def test_the_limit_of_a_node_is_kept() -> None:
     world = World(1, 2, limit_per_node=2)
     begun = [world.begin(world.pick()) for _ in range(4)]
     assert {attempt.node.in_flight for attempt in begun} == {2}
-    assert world.balancer.pick(world.now) is None
+    assert world.full()
     begun[0].land()
     assert world.pick() is begun[0].node
 
@@ -233,7 +242,7 @@ def test_whatever_happens_a_listed_node_is_picked_and_counts_return_to_zero(step
     under_way: list[tuple[Attempt, Outcome]] = []
     for kind, value in steps:
         if kind == "update":
-            world.balancer.update(endpoints(*value))
+            world.update(endpoints(*value))
         elif kind == "wait":
             world.now += value
             for attempt, outcome in under_way:
@@ -242,7 +251,8 @@ def test_whatever_happens_a_listed_node_is_picked_and_counts_return_to_zero(step
         else:
             under_way.append((world.begin(world.pick()), value))
         balancer = world.balancer
-        assert balancer.policy.pick(balancer.usable).address in balancer.nodes
+        assert balancer.policy.pick(balancer.usable, Call()).address in balancer.nodes
+        assert all(route.in_flight == sum(n.in_flight for n in route.nodes) for route in balancer.routes)
         inside = [node for node in balancer.nodes.values() if node.ejected_at is None]
         assert set(balancer.usable) == set(inside or balancer.nodes.values())
     for attempt, outcome in under_way:

@@ -79,7 +79,7 @@ async def test_a_source_can_be_watched(source: Any) -> None:
     assert repr(source) in str(caught.value)
 
 
-@pytest.mark.parametrize("policy", ["round-robin", None, 3, object(), lambda: "nothing", list])
+@pytest.mark.parametrize("policy", [None, 3, object(), lambda: "nothing", list])
 @pytest.mark.parametrize("owner", [BalancedSession, BalancingMiddleware])
 async def test_a_policy_can_pick(policy: Any, owner: Any) -> None:
     with pytest.raises(TypeError, match=r"policy must (be|have)"):
@@ -92,8 +92,14 @@ async def test_a_policy_is_a_class_a_function_or_an_object(policy: Any) -> None:
         assert session.describe()["services"]["users"]["policy"] in ("RoundRobin", "PowerOfTwo")
 
 
+@pytest.mark.parametrize("owner", [BalancedSession, BalancingMiddleware])
+async def test_an_unknown_policy_name_lists_the_known_ones(owner: Any) -> None:
+    with pytest.raises(ValueError, match=r"one of round_robin, .*power_of_two.*, not 'round-robin'"):
+        owner(USERS, policy="round-robin")
+
+
 async def test_ejection_is_an_ejection() -> None:
-    with pytest.raises(TypeError, match="ejection must be an Ejection, not 3"):
+    with pytest.raises(TypeError, match="ejection must be of type Ejection, not 3"):
         BalancedSession(USERS, ejection=3)  # type: ignore[arg-type]
     async with BalancedSession(USERS, ejection=Ejection(base=1)):
         pass

@@ -10,8 +10,9 @@ import pytest
 
 from discovery import Endpoint
 from lbclient import LeastRequest, PowerOfTwo, Random, RoundRobin, in_flight, least_request
+from lbclient.call import Call
 from lbclient.node import Node
-from lbclient.policy import Policy
+from lbclient.policies import Policy
 
 FACTORIES: list[Callable[[random.Random], Policy]] = [
     RoundRobin,
@@ -27,7 +28,7 @@ def nodes(*weights: float) -> tuple[Node, ...]:
 
 
 def shares(policy: Policy, among: tuple[Node, ...], picks: int = 20_000) -> list[float]:
-    count = Counter(policy.pick(among).address for _ in range(picks))
+    count = Counter(policy.pick(among, Call()).address for _ in range(picks))
     return [count[node.address] / picks for node in among]
 
 
@@ -46,7 +47,7 @@ def test_zero_weights_everywhere_are_no_error(make: Callable[[random.Random], Po
 def test_the_same_seed_gives_the_same_picks(make: Callable[[random.Random], Policy]) -> None:
     among = nodes(1, 2, 3, 4)
     first, second = make(random.Random(9)), make(random.Random(9))
-    assert [first.pick(among) for _ in range(50)] == [second.pick(among) for _ in range(50)]
+    assert [first.pick(among, Call()) for _ in range(50)] == [second.pick(among, Call()) for _ in range(50)]
 
 
 def test_random_goes_by_weight_and_follows_an_update() -> None:
@@ -58,18 +59,20 @@ def test_random_goes_by_weight_and_follows_an_update() -> None:
 def test_round_robin_keeps_its_position_across_updates_and_starts_anywhere() -> None:
     """Else the first node is flooded after each update (envoy#3271)."""
     policy = RoundRobin(random.Random(1))
-    count = Counter(policy.pick(nodes(1, 1, 1)).address for _ in range(300))
+    count = Counter(policy.pick(nodes(1, 1, 1), Call()).address for _ in range(300))
     assert max(count.values()) == 100
-    starts = Counter(RoundRobin().pick(nodes(1, 1, 1)).address for _ in range(200))
+    starts = Counter(RoundRobin().pick(nodes(1, 1, 1), Call()).address for _ in range(200))
     assert len(starts) == 3
 
 
 def test_least_request_takes_the_lowest_load_by_weight() -> None:
     among = nodes(1, 1, 4)
     among[0].in_flight, among[1].in_flight, among[2].in_flight = 3, 1, 6
-    assert LeastRequest().pick(among) is among[2], "7/4 is less than 2/1"
-    assert LeastRequest(load=in_flight).pick(among) is among[1]
-    assert [least_request(node) for node in among] == [4, 2, 1.75]
+    among[2].in_flight = 3
+    assert LeastRequest().pick(among, Call()) is among[2], "3/4 is less than 1/1"
+    among[2].in_flight = 6
+    assert LeastRequest(load=in_flight).pick(among, Call()) is among[1]
+    assert [least_request(node, 0) for node in among] == [4, 2, 2.5]
 
 
 def test_power_of_two_never_picks_the_single_worst_and_draws_two_different_nodes() -> None:
@@ -94,5 +97,5 @@ def test_power_of_two_respects_weights_under_load() -> None:
     among, rng = nodes(1, 3), random.Random(4)
     policy = PowerOfTwo(rng=rng)
     for _ in range(400):
-        policy.pick(among).in_flight += 1
+        policy.pick(among, Call()).in_flight += 1
     assert among[1].in_flight == pytest.approx(300, abs=2)

@@ -25,6 +25,7 @@ from rig import (
 
 from discovery import Memory, Static
 from lbclient import Ejection, NoEndpoints, attempts
+from lbclient.call import Call
 from lbclient.node import Node
 from lbclient.sandbox import Backend
 
@@ -128,11 +129,11 @@ async def test_a_policy_that_raises_fails_its_request_only() -> None:
     class Moody(Prefer):
         angry = False
 
-        def pick(self, nodes: tuple[Node, ...]) -> Node:
+        def pick(self, nodes: tuple[Node, ...], call: Call) -> Node:
             if self.angry:
                 self.angry = False
                 raise ZeroDivisionError
-            return super().pick(nodes)
+            return super().pick(nodes, call)
 
     policy = Moody()
     async with (

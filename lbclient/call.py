@@ -1,0 +1,31 @@
+"""`Call`: what a policy may know of the request that it chooses a node for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from lbclient.node import Node
+
+__all__ = ["Call"]
+
+
+class Call:
+    """One request on its way through a balancer; its attempts share it.
+
+    Attributes:
+        now: `time.monotonic()` seconds of this pick.
+        key: what a hashing policy hashes; None if the request has none.
+        tried: nodes that earlier attempts of the request went to.
+        excluded: nodes that must not be picked now: tried, at their limit, or being warmed up. Never all of
+            the policy's nodes. Almost always empty, and small if not.
+        in_flight: attempts under way at all nodes of the policy together.
+    """
+
+    __slots__ = ("excluded", "in_flight", "key", "now", "tried")
+
+    def __init__(self, key: str | None = None, now: float = 0.0) -> None:
+        self.key = key
+        self.now = now
+        self.tried: tuple[Node, ...] = ()
+        self.excluded: Collection[Node] = ()
+        self.in_flight = 0

@@ -1,0 +1,59 @@
+"""What may be given as `policy=`: a name, a class, a function, or a policy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+
+from lbclient.policies.least_request import LeastRequest
+from lbclient.policies.loads import peak_ewma
+from lbclient.policies.policy import Policy
+from lbclient.policies.rotation import RoundRobin
+from lbclient.policies.sampling import PowerOfTwo, Random
+
+__all__ = ["POLICIES", "PolicyOption", "policy_factory"]
+
+PolicyOption = str | Policy | Callable[[], Policy]
+
+# The names that stand for policies at the command line and in configurations.
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "round_robin": RoundRobin,
+    "random": Random,
+    "least_request": LeastRequest,
+    "power_of_two": PowerOfTwo,
+    "peak_ewma": partial(PowerOfTwo, load=peak_ewma),
+}
+
+
+class _Copies:
+    """The object itself for the first who asks; copies for others, which must not share position and tables."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._first: Policy | None = policy
+        self._pristine = copy.deepcopy(policy)
+
+    def __call__(self) -> Policy:
+        policy, self._first = self._first, None
+        return copy.deepcopy(self._pristine) if policy is None else policy
+
+
+def policy_factory(policy: PolicyOption) -> Callable[[], Policy]:
+    """A function that makes a policy for each service and each group of its nodes.
+
+    Raises:
+        ValueError: for a name that stands for no policy.
+        TypeError: for what is neither a policy nor makes one.
+    """
+    if isinstance(policy, str):
+        if policy not in POLICIES:
+            raise ValueError(f"policy must be one of {', '.join(POLICIES)}, not {policy!r}")
+        return POLICIES[policy]
+    if isinstance(policy, Policy) and not isinstance(policy, type):
+        return _Copies(policy)
+    if not callable(policy):
+        raise TypeError(f"policy must be a policy, a function that makes one, or a name, not {policy!r}")
+    made = policy()
+    if isinstance(made, type) or not isinstance(made, Policy):
+        raise TypeError(f"policy must have a method pick(nodes, call), {made!r} has none")
+    return policy
