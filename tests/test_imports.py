@@ -90,19 +90,21 @@ MODULES = {
     "lbclient.outlier": "node outcome",
     "lbclient.policies.drawing": "node",
     "lbclient.policies.loads": "node",
+    "lbclient.policies.turns": "node",
     "lbclient.routing.portion": "node",
     "lbclient.policies.policy": "call node",
-    "lbclient.policies.rotation": "call node",
-    "lbclient.policies.least_request": "call node policies.loads",
     "lbclient.policies.sampling": "call node policies.drawing policies.loads",
+    "lbclient.policies.deadlines": "node policies.turns",
+    "lbclient.policies.smooth": "node policies.turns",
     "lbclient.routing.routing": "node routing.portion discovery",
+    "lbclient.policies.least_request": "call node policies.loads policies.smooth policies.turns",
+    "lbclient.policies.rotation": "call node policies.deadlines policies.smooth policies.turns",
+    "lbclient.routing": "routing.portion routing.routing routing.slow_start",
     "lbclient.policies.names": (
         "policies.least_request policies.loads policies.policy policies.rotation policies.sampling"
     ),
-    "lbclient.routing": "routing.portion routing.routing routing.slow_start",
     "lbclient.policies": (
-        "policies.least_request policies.loads policies.names policies.policy policies.rotation "
-        "policies.sampling"
+        "policies.least_request policies.loads policies.names policies.policy policies.rotation policies.sampling"
     ),
     "lbclient.balancer": "call node outcome outlier policies routing discovery",
     "lbclient.service": "balancer call errors node outcome discovery",

@@ -4,7 +4,7 @@ from lbclient.policies.least_request import LeastRequest
 from lbclient.policies.loads import Load, in_flight, least_request, peak_ewma
 from lbclient.policies.names import POLICIES, PolicyOption, policy_factory
 from lbclient.policies.policy import Policy
-from lbclient.policies.rotation import RoundRobin
+from lbclient.policies.rotation import RoundRobin, WeightedRoundRobin
 from lbclient.policies.sampling import PowerOfTwo, Random
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "PowerOfTwo",
     "Random",
     "RoundRobin",
+    "WeightedRoundRobin",
     "in_flight",
     "least_request",
     "peak_ewma",

@@ -9,7 +9,7 @@ from functools import partial
 from lbclient.policies.least_request import LeastRequest
 from lbclient.policies.loads import peak_ewma
 from lbclient.policies.policy import Policy
-from lbclient.policies.rotation import RoundRobin
+from lbclient.policies.rotation import RoundRobin, WeightedRoundRobin
 from lbclient.policies.sampling import PowerOfTwo, Random
 
 __all__ = ["POLICIES", "PolicyOption", "policy_factory"]
@@ -19,6 +19,7 @@ PolicyOption = str | Policy | Callable[[], Policy]
 # The names that stand for policies at the command line and in configurations.
 POLICIES: dict[str, Callable[[], Policy]] = {
     "round_robin": RoundRobin,
+    "weighted_round_robin": WeightedRoundRobin,
     "random": Random,
     "least_request": LeastRequest,
     "power_of_two": PowerOfTwo,
