@@ -12,7 +12,7 @@ from lbclient.policies import (
     least_request,
     peak_ewma,
 )
-from lbclient.routing import Routing, SlowStart
+from lbclient.routing import Routing, SlowStart, Subset
 from lbclient.session import BalancedSession
 from lbclient.transport import BalancingMiddleware, attempts
 
@@ -30,6 +30,7 @@ __all__ = [
     "RoundRobin",
     "Routing",
     "SlowStart",
+    "Subset",
     "attempts",
     "in_flight",
     "least_request",

@@ -31,9 +31,9 @@ MODULES = {
     "discovery.news": "",
     "discovery.published": "news snapshot",
     "discovery.watcher": "backoff cache endpoint hold published snapshot source",
-    "discovery.records.fields": "endpoint",
-    "discovery.records.json_formats": "endpoint records.fields",
     "discovery.records.records": "endpoint",
+    "discovery.records.fields": "endpoint records.records",
+    "discovery.records.json_formats": "endpoint records.fields records.records",
     "discovery.records.formats": "endpoint records.fields records.json_formats records.records",
     "discovery.records": "records.formats records.records",
     "discovery.consul.conventions": "endpoint records.fields records.records",
@@ -83,6 +83,8 @@ MODULES = {
     "discovery.registrar": "registrar.registrar",
     "lbclient.errors": "",
     "lbclient.routing.slow_start": "",
+    "lbclient.routing.subset": "discovery",
+    "lbclient.routing.where": "discovery",
     "lbclient.outcome": "errors",
     "lbclient.node": "errors outcome discovery",
     "lbclient.call": "node",
@@ -91,18 +93,25 @@ MODULES = {
     "lbclient.policies.drawing": "node",
     "lbclient.policies.loads": "node",
     "lbclient.routing.portion": "node",
+    "lbclient.routing.priorities": "node",
+    "lbclient.routing.warm_up": "node routing.slow_start",
     "lbclient.policies.policy": "call node",
     "lbclient.policies.rotation": "call node",
     "lbclient.policies.least_request": "call node policies.loads",
     "lbclient.policies.sampling": "call node policies.drawing policies.loads",
-    "lbclient.routing.routing": "node routing.portion discovery",
+    "lbclient.routing.announcer": "routing.portion",
+    "lbclient.routing.zones": "node routing.portion",
     "lbclient.policies.names": (
         "policies.least_request policies.loads policies.policy policies.rotation policies.sampling"
     ),
-    "lbclient.routing": "routing.portion routing.routing routing.slow_start",
+    "lbclient.routing.routing": (
+        "node routing.portion routing.priorities routing.subset routing.where routing.zones discovery"
+    ),
     "lbclient.policies": (
-        "policies.least_request policies.loads policies.names policies.policy policies.rotation "
-        "policies.sampling"
+        "policies.least_request policies.loads policies.names policies.policy policies.rotation policies.sampling"
+    ),
+    "lbclient.routing": (
+        "routing.announcer routing.portion routing.routing routing.slow_start routing.subset routing.warm_up"
     ),
     "lbclient.balancer": "call node outcome outlier policies routing discovery",
     "lbclient.service": "balancer call errors node outcome discovery",
