@@ -251,12 +251,16 @@ def _summary(tally: Tally, seconds: float, options: Options) -> None:
     if options.as_json:
         click.echo(json.dumps(result))
         return
-    click.secho(f"{'endpoint':<21}  {'attempts':>8}  {'share':>6}  {'failed':>6}", dim=True)
+    # Most registries know no priorities.
+    prioritized = any(counts.priority for counts in tally.endpoints.values())
+    head = f"{'endpoint':<21}  {'attempts':>8}  {'share':>6}  {'failed':>6}"
+    click.secho(f"{head}  priority" if prioritized else head, dim=True)
     everything = sum(counts.requests for counts in tally.endpoints.values())
     for address, counts in sorted(tally.endpoints.items()):
         share = counts.requests / everything
         failed = click.style(f"{counts.failed:>6}", fg="yellow" if counts.failed else None)
-        click.echo(f"{address:<21}  {counts.requests:>8}  {share:>6.1%}  {failed}")
+        priority = f"  {counts.priority:>8}" if prioritized else ""
+        click.echo(f"{address:<21}  {counts.requests:>8}  {share:>6.1%}  {failed}{priority}")
     statuses = ", ".join(f"{count} x {status}" for status, count in result["statuses"].items()) or "no answer"
     said = (
         f"{tally.requests} requests in {seconds:.2f} s: {statuses}; {tally.failed} failed, {tally.retried} retried"

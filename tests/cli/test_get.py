@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from cli.commandline import Running, lbclient
@@ -57,6 +58,20 @@ def test_many_requests_are_summed_up(both: str, dead: str, servers: list[Backend
     assert all(server.address in done.out for server in servers)
     assert "60 x 200; 0 failed" in done.out
     assert "p50 " in done.out
+
+
+def test_priorities_are_shown_where_there_are_some(
+    both: str, dead: str, servers: list[Backend], tmp_path: Path
+) -> None:
+    one, other = (server.address for server in servers)
+    file = tmp_path / "endpoints.json"
+    file.write_text(json.dumps([dead, {"address": one, "priority": 1}, {"address": other, "priority": 2}]))
+    done = lbclient("get", f"file://{file}", "/ping", "-n", "20", "-c", "1", "--explain")
+    head, *rows = [line.split() for line in done.out.splitlines()[:3]]
+    assert head[-1] == "priority"
+    assert {row[0]: row[-1] for row in rows} == {dead: "0", one: "1"}
+    assert f"picked by PowerOfTwo, priority 1, not {dead}" in done.err
+    assert "priority" not in lbclient("get", both, "/ping", "-n", "20").out
 
 
 @pytest.mark.parametrize("policy", ["random", "least_request"])
