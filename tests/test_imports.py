@@ -101,8 +101,7 @@ MODULES = {
     ),
     "lbclient.routing": "routing.portion routing.routing routing.slow_start",
     "lbclient.policies": (
-        "policies.least_request policies.loads policies.names policies.policy policies.rotation "
-        "policies.sampling"
+        "policies.least_request policies.loads policies.names policies.policy policies.rotation policies.sampling"
     ),
     "lbclient.balancer": "call node outcome outlier policies routing discovery",
     "lbclient.service": "balancer call errors node outcome discovery",
