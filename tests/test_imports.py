@@ -82,6 +82,7 @@ MODULES = {
     ),
     "discovery.registrar": "registrar.registrar",
     "lbclient.errors": "",
+    "lbclient.options": "",
     "lbclient.routing.slow_start": "",
     "lbclient.outcome": "errors",
     "lbclient.node": "errors outcome discovery",
@@ -105,8 +106,10 @@ MODULES = {
     ),
     "lbclient.balancer": "call node outcome outlier policies routing discovery",
     "lbclient.service": "balancer call errors node outcome discovery",
-    "lbclient.transport": "balancer call drain errors node outcome outlier policies routing service discovery",
-    "lbclient.session": "outlier policies routing transport discovery",
+    "lbclient.transport": (
+        "balancer call drain errors node options outcome outlier policies routing service discovery"
+    ),
+    "lbclient.session": "options outlier policies routing transport discovery",
 }
 
 FILES = {

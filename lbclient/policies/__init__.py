@@ -2,7 +2,7 @@
 
 from lbclient.policies.least_request import LeastRequest
 from lbclient.policies.loads import Load, in_flight, least_request, peak_ewma
-from lbclient.policies.names import POLICIES, PolicyOption, policy_factory
+from lbclient.policies.names import POLICIES, PolicyOption, policy_factories
 from lbclient.policies.policy import Policy
 from lbclient.policies.rotation import RoundRobin
 from lbclient.policies.sampling import PowerOfTwo, Random
@@ -19,5 +19,5 @@ __all__ = [
     "in_flight",
     "least_request",
     "peak_ewma",
-    "policy_factory",
+    "policy_factories",
 ]
