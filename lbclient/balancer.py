@@ -231,7 +231,8 @@ class Balancer:
 
     def _due(self, call: Call) -> Node | None:
         for node in self.nodes.values():
-            if _awaits_probe(node) and call.now >= (node.ejected_until or 0) and node not in call.tried:
+            due = _awaits_probe(node) and call.now >= (node.ejected_until or 0)
+            if due and node not in call.tried and node.in_flight < self._limit:
                 node.probing = True
                 self._regroup()
                 return node
