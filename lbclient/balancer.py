@@ -149,7 +149,7 @@ class Balancer:
         if full:
             return None
         # All that are usable were tried. One that is ejected may work again; else one for the second time.
-        rest = [node for node in self.nodes.values() if node not in call.tried] or self.usable
+        rest = [node for node in self.nodes.values() if _is_open(node) and node not in call.tried] or self.usable
         rest = [node for node in rest if node.in_flight < self._limit]
         return min(rest, key=lambda node: (node.in_flight, self._random())) if rest else None
 
@@ -187,8 +187,8 @@ class Balancer:
         return self._random() >= factor
 
     def exhausted(self, tried: tuple[Node, ...]) -> bool:
-        """Whether every node was tried."""
-        return all(node in tried for node in self.nodes.values())
+        """Whether every node was tried that may be."""
+        return all(node in tried for node in self.nodes.values() if _is_open(node))
 
     def observe(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         """Learn from an attempt that came to its end, or to the head of its response."""
@@ -265,6 +265,11 @@ class Balancer:
             "usable": sum(len(route.nodes) for route in self.routes),
             "nodes": [node.as_dict(now) for node in self.nodes.values()],
         }
+
+
+def _is_open(node: Node) -> bool:
+    # Weight 0 means no new traffic, and another attempt is that as well; unless there are no other nodes.
+    return node.weight > 0 or node.group is not NOWHERE
 
 
 def _awaits_probe(node: Node) -> bool:
