@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from math import exp
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from yarl import URL
 
@@ -126,6 +126,10 @@ class Node:
 
     def __repr__(self) -> str:
         return f"<Node {self.address} {self.state}, {self.in_flight} in flight, {self.requests} requests>"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A server is one thing: copies of a policy that is in use know the same ones."""
+        return self
 
     @property
     def state(self) -> str:
