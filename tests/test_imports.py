@@ -83,6 +83,7 @@ MODULES = {
     "discovery.registrar": "registrar.registrar",
     "lbclient.errors": "",
     "lbclient.options": "",
+    "lbclient.policies.keys": "",
     "lbclient.routing.slow_start": "",
     "lbclient.outcome": "errors",
     "lbclient.node": "errors outcome discovery",
@@ -91,18 +92,27 @@ MODULES = {
     "lbclient.outlier": "node outcome",
     "lbclient.policies.drawing": "node",
     "lbclient.policies.loads": "node",
+    "lbclient.policies.ring": "node",
+    "lbclient.policies.table": "node",
     "lbclient.routing.portion": "node",
+    "lbclient.policies.bounded_load": "call node",
     "lbclient.policies.policy": "call node",
     "lbclient.policies.rotation": "call node",
     "lbclient.policies.least_request": "call node policies.loads",
     "lbclient.policies.sampling": "call node policies.drawing policies.loads",
     "lbclient.routing.routing": "node routing.portion discovery",
-    "lbclient.policies.names": (
-        "policies.least_request policies.loads policies.policy policies.rotation policies.sampling"
-    ),
+    "lbclient.policies.hashing": "call node policies.bounded_load policies.keys",
+    "lbclient.policies.sticky": "call node policies.keys policies.policy policies.sampling",
     "lbclient.routing": "routing.portion routing.routing routing.slow_start",
+    "lbclient.policies.maglev": "policies.hashing policies.keys policies.table",
+    "lbclient.policies.ring_hash": "policies.hashing policies.keys policies.ring",
+    "lbclient.policies.names": (
+        "policies.least_request policies.loads policies.maglev policies.policy policies.ring_hash "
+        "policies.rotation policies.sampling policies.sticky"
+    ),
     "lbclient.policies": (
-        "policies.least_request policies.loads policies.names policies.policy policies.rotation policies.sampling"
+        "policies.keys policies.least_request policies.loads policies.maglev policies.names "
+        "policies.policy policies.ring_hash policies.rotation policies.sampling policies.sticky"
     ),
     "lbclient.balancer": "call node outcome outlier policies routing discovery",
     "lbclient.service": "balancer call errors node outcome discovery",

@@ -8,9 +8,12 @@ from functools import partial
 
 from lbclient.policies.least_request import LeastRequest
 from lbclient.policies.loads import peak_ewma
+from lbclient.policies.maglev import Maglev
 from lbclient.policies.policy import Policy
+from lbclient.policies.ring_hash import RingHash
 from lbclient.policies.rotation import RoundRobin
 from lbclient.policies.sampling import PowerOfTwo, Random
+from lbclient.policies.sticky import Sticky
 
 __all__ = ["POLICIES", "PolicyOption", "policy_factories", "policy_factory"]
 
@@ -23,6 +26,9 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "least_request": LeastRequest,
     "power_of_two": PowerOfTwo,
     "peak_ewma": partial(PowerOfTwo, load=peak_ewma),
+    "ring_hash": RingHash,
+    "maglev": Maglev,
+    "sticky": Sticky,
 }
 
 
