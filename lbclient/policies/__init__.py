@@ -4,7 +4,7 @@ from lbclient.policies.keys import Key, cookie, header, path_part
 from lbclient.policies.least_request import LeastRequest
 from lbclient.policies.loads import Load, in_flight, least_request, peak_ewma
 from lbclient.policies.maglev import Maglev
-from lbclient.policies.names import POLICIES, PolicyOption, policy_factories
+from lbclient.policies.names import POLICIES, PolicyOption, policy_factories, policy_factory
 from lbclient.policies.policy import Policy
 from lbclient.policies.ring_hash import RingHash
 from lbclient.policies.rotation import RoundRobin
@@ -31,4 +31,5 @@ __all__ = [
     "path_part",
     "peak_ewma",
     "policy_factories",
+    "policy_factory",
 ]
