@@ -1,12 +1,14 @@
 """Client-side load balancing for asyncio: a balancer inside aiohttp's `ClientSession`."""
 
 from lbclient.errors import AttemptsFailed, LBError, NoEndpoints
+from lbclient.load_reporter import LoadReporter
 from lbclient.outlier import Ejection
 from lbclient.policies import (
     LeastRequest,
     Maglev,
     Policy,
     PowerOfTwo,
+    Prequal,
     Random,
     RingHash,
     RoundRobin,
@@ -29,10 +31,12 @@ __all__ = [
     "Ejection",
     "LBError",
     "LeastRequest",
+    "LoadReporter",
     "Maglev",
     "NoEndpoints",
     "Policy",
     "PowerOfTwo",
+    "Prequal",
     "Random",
     "RingHash",
     "RoundRobin",

@@ -20,7 +20,8 @@ from lbclient.node import Attempt
 from lbclient.options import above_zero, at_least, of_type, service_host, whole
 from lbclient.outcome import IDEMPOTENT, Outcome, classify, classify_status, may_be_repeated
 from lbclient.outlier import Ejection
-from lbclient.policies import PolicyOption, PowerOfTwo, policy_factories
+from lbclient.policies import PolicyOption, PowerOfTwo, Prequal, policy_factories
+from lbclient.probing import Prober
 from lbclient.routing import Routing, SlowStart
 from lbclient.service import Service
 
@@ -82,27 +83,29 @@ class BalancingMiddleware:
         self.attempt_timeout = attempt_timeout
         self._drain = Drain(drain_timeout, self._is_listed)
         self._session: aiohttp.ClientSession | None = None
-        self._services = {
-            service_host(name): Service(
+        self._services: dict[str, Service] = {}
+        for name, origin in services.items():
+            prober = Prober(service_host(name))
+            balancer = Balancer(
+                name,
+                partial(prober.equip, new_policies[name]),
+                ejection=ejection,
+                limit_per_node=limit_per_node,
+                routing=routing,
+                slow_start=slow_start,
+            )
+            self._services[prober.name] = Service(
                 name,
                 origin,
-                Balancer(
-                    name,
-                    new_policies[name],
-                    ejection=ejection,
-                    limit_per_node=limit_per_node,
-                    routing=routing,
-                    slow_start=slow_start,
-                ),
+                balancer,
                 wait_for_endpoints=wait_for_endpoints,
                 on_left=self._drain.begin,
+                prober=prober if isinstance(balancer.policy, Prequal) else None,
                 on_empty=on_empty,
                 hold_for=hold_for,
                 collapse=collapse,
                 cache=cache,
             )
-            for name, origin in services.items()
-        }
         if len(self._services) < len(services):
             raise ValueError(f"service names differ in more than case, unlike {', '.join(services)}")
 

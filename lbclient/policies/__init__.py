@@ -6,6 +6,7 @@ from lbclient.policies.loads import Load, in_flight, least_request, peak_ewma
 from lbclient.policies.maglev import Maglev
 from lbclient.policies.names import POLICIES, PolicyOption, policy_factories, policy_factory
 from lbclient.policies.policy import Policy
+from lbclient.policies.prequal import Prequal
 from lbclient.policies.ring_hash import RingHash
 from lbclient.policies.rotation import RoundRobin
 from lbclient.policies.sampling import PowerOfTwo, Random
@@ -20,6 +21,7 @@ __all__ = [
     "Policy",
     "PolicyOption",
     "PowerOfTwo",
+    "Prequal",
     "Random",
     "RingHash",
     "RoundRobin",

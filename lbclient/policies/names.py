@@ -10,6 +10,7 @@ from lbclient.policies.least_request import LeastRequest
 from lbclient.policies.loads import peak_ewma
 from lbclient.policies.maglev import Maglev
 from lbclient.policies.policy import Policy
+from lbclient.policies.prequal import Prequal
 from lbclient.policies.ring_hash import RingHash
 from lbclient.policies.rotation import RoundRobin
 from lbclient.policies.sampling import PowerOfTwo, Random
@@ -29,6 +30,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "ring_hash": RingHash,
     "maglev": Maglev,
     "sticky": Sticky,
+    "prequal": Prequal,
 }
 
 
