@@ -165,7 +165,7 @@ class Balancer:
         if full:
             return None
         # All that are usable were tried. One that is ejected may work again; else one for the second time.
-        rest = [node for node in self.nodes.values() if node not in call.tried] or self.usable
+        rest = [node for node in self.nodes.values() if _is_open(node) and node not in call.tried] or self.usable
         rest = [node for node in rest if node.in_flight < self._limit]
         return min(rest, key=lambda node: (node.in_flight, self._random())) if rest else None
 
@@ -202,8 +202,8 @@ class Balancer:
         return self._warm_up is None or self._warm_up.admits(node, pace, now)
 
     def exhausted(self, tried: tuple[Node, ...]) -> bool:
-        """Whether every node was tried."""
-        return all(node in tried for node in self.nodes.values())
+        """Whether every node was tried that may be."""
+        return all(node in tried for node in self.nodes.values() if _is_open(node))
 
     def observe(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         """Learn from an attempt that came to its end, or to the head of its response."""
@@ -247,7 +247,8 @@ class Balancer:
 
     def _due(self, call: Call) -> Node | None:
         for node in self.nodes.values():
-            if _awaits_probe(node) and call.now >= (node.ejected_until or 0) and node not in call.tried:
+            due = _awaits_probe(node) and call.now >= (node.ejected_until or 0)
+            if due and node not in call.tried and node.in_flight < self._limit:
                 node.probing = True
                 self._regroup()
                 return node
@@ -289,3 +290,8 @@ class Balancer:
 def _awaits_probe(node: Node) -> bool:
     # Weight 0 means no new traffic, and a probe is a request like any other.
     return node.ejected_until is not None and not node.probing and node.weight > 0
+
+
+def _is_open(node: Node) -> bool:
+    # Weight 0 means no new traffic, and another attempt is that as well; unless there are no other nodes.
+    return node.weight > 0 or node.group is not NOWHERE
