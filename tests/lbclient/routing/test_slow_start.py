@@ -149,6 +149,15 @@ def test_heavy_new_nodes_get_their_factor_of_more(policy: Callable[[], Policy]) 
     assert world.run(30)[0] == pytest.approx(0.2 * 2 * 3 / 4, rel=0.15)
 
 
+@pytest.mark.parametrize("unit", [1e-300, 1.7e308])
+def test_shares_do_not_depend_on_how_large_the_weights_are(unit: float) -> None:
+    world = World(POLICIES["round_robin"], 9, floor=0.2, aggression=0.1)
+    world.update(endpoints(1, 2, weight=unit))
+    world.now += WINDOW
+    world.update(endpoints(0, 1, 2, weight=unit))
+    assert world.run(30)[0] == pytest.approx(0.2, rel=0.15)
+
+
 @every_policy
 def test_what_is_there_from_the_beginning_is_not_warmed_up(policy: Callable[[], Policy]) -> None:
     world = World(policy, 0, 1, 2)
