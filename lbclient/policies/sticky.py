@@ -129,7 +129,8 @@ def _morsel(name: str, *, secure: bool, max_age: int | None) -> Morsel[str]:
 
 
 def _made(policy: Policy | Callable[[], Policy]) -> Policy:
+    # A class has the method as well.
     made = policy if isinstance(policy, Policy) and not isinstance(policy, type) else policy()
-    if not isinstance(made, Policy):
+    if isinstance(made, type) or not isinstance(made, Policy):
         raise TypeError(f"policy must be a policy or a function that makes one, not {policy!r}")
     return made
