@@ -1,12 +1,14 @@
 """Client-side load balancing for asyncio: a balancer inside aiohttp's `ClientSession`."""
 
 from lbclient.errors import AttemptsFailed, LBError, NoEndpoints
+from lbclient.load_reporter import LoadReporter
 from lbclient.outlier import Ejection
 from lbclient.policies import (
     LeastRequest,
     Maglev,
     Policy,
     PowerOfTwo,
+    Prequal,
     Random,
     RingHash,
     RoundRobin,
@@ -18,7 +20,7 @@ from lbclient.policies import (
     path_part,
     peak_ewma,
 )
-from lbclient.routing import Routing, SlowStart
+from lbclient.routing import Routing, SlowStart, Subset
 from lbclient.session import BalancedSession
 from lbclient.transport import BalancingMiddleware, attempts
 
@@ -29,16 +31,19 @@ __all__ = [
     "Ejection",
     "LBError",
     "LeastRequest",
+    "LoadReporter",
     "Maglev",
     "NoEndpoints",
     "Policy",
     "PowerOfTwo",
+    "Prequal",
     "Random",
     "RingHash",
     "RoundRobin",
     "Routing",
     "SlowStart",
     "Sticky",
+    "Subset",
     "attempts",
     "cookie",
     "header",

@@ -4,8 +4,9 @@ from lbclient.policies.keys import Key, cookie, header, path_part
 from lbclient.policies.least_request import LeastRequest
 from lbclient.policies.loads import Load, in_flight, least_request, peak_ewma
 from lbclient.policies.maglev import Maglev
-from lbclient.policies.names import POLICIES, PolicyOption, policy_factory
+from lbclient.policies.names import POLICIES, PolicyOption, policy_factories, policy_factory
 from lbclient.policies.policy import Policy
+from lbclient.policies.prequal import Prequal
 from lbclient.policies.ring_hash import RingHash
 from lbclient.policies.rotation import RoundRobin
 from lbclient.policies.sampling import PowerOfTwo, Random
@@ -20,6 +21,7 @@ __all__ = [
     "Policy",
     "PolicyOption",
     "PowerOfTwo",
+    "Prequal",
     "Random",
     "RingHash",
     "RoundRobin",
@@ -30,5 +32,6 @@ __all__ = [
     "least_request",
     "path_part",
     "peak_ewma",
+    "policy_factories",
     "policy_factory",
 ]
