@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from http.cookies import SimpleCookie
 from typing import Any, cast
 
@@ -13,7 +13,11 @@ from hashing_rig import call, node, nodes
 from yarl import URL
 
 from lbclient import PowerOfTwo, RingHash, RoundRobin, Sticky, header
-from lbclient.node import Node
+from lbclient.balancer import Balancer
+from lbclient.call import Call
+from lbclient.node import Attempt, Node
+from lbclient.outcome import Outcome
+from lbclient.routing import Portion, Routing, SlowStart
 
 
 class Answer:
@@ -91,6 +95,58 @@ def test_a_server_that_came_back_at_the_same_address_has_its_sessions_again() ->
     policy.pick(among[:1], call(value))
     again = nodes(1, 1, 1)
     assert policy.pick(again, call(value)) is again[1]
+
+
+class Halves(Routing):
+    """Two portions that get half of the requests each, and one that only helps out."""
+
+    def split(self, nodes: Collection[Node]) -> tuple[Portion, ...]:
+        usable = tuple(node for node in nodes if node.ejected_at is None)
+        return Portion("a", usable[:3], 0.5), Portion("b", usable[3:6], 0.5), Portion("c", usable[6:], 0.0)
+
+
+def begun(balancer: Balancer, value: str | None, *tried: Node, now: float = 0.0) -> Node:
+    request = Call(value, now)
+    request.tried = tried
+    found = balancer.pick(request)
+    assert found is not None
+    return found
+
+
+def test_a_session_stays_with_its_node_in_whatever_portion_that_is() -> None:
+    """Portions are chosen by the hash of the key: that of the cookie would send it to another one for ever."""
+    balancer = Balancer("users", Sticky, routing=Halves())
+    balancer.update([each.endpoint for each in nodes(*[1] * 8)], 0.0)
+    for each in balancer.nodes.values():
+        value = token(Sticky(), each)
+        assert {begun(balancer, value) for _ in range(20)} == {each}
+        assert each not in {begun(balancer, value, each) for _ in range(20)}
+
+
+def test_a_session_waits_neither_for_a_slow_start_nor_takes_part_in_a_probe() -> None:
+    balancer = Balancer("users", Sticky, slow_start=SlowStart(window=60))
+    endpoints = [each.endpoint for each in nodes(*[1] * 6)]
+    balancer.update(endpoints[:5], 0.0)
+    balancer.update(endpoints, 1.0)
+    new = balancer.nodes[endpoints[5].address]
+    assert {begun(balancer, token(Sticky(), new), now=2.0) for _ in range(40)} == {new}
+    failing, well = list(balancer.nodes.values())[:2]
+    for _ in range(3):
+        attempt = Attempt(failing, "test", lambda: None)
+        attempt.land()
+        balancer.observe(attempt, Outcome.CONNECT, 3.0)
+    assert failing.ejected_until is not None
+    assert begun(balancer, token(Sticky(), well), now=1000.0) is well
+    assert begun(balancer, None, now=1000.0) is failing
+
+
+def test_a_session_leaves_a_node_that_is_full() -> None:
+    balancer = Balancer("users", Sticky, limit_per_node=1)
+    balancer.update([each.endpoint for each in nodes(1, 1, 1)], 0.0)
+    full = next(iter(balancer.nodes.values()))
+    full.in_flight = 1
+    assert full not in {begun(balancer, token(Sticky(), full)) for _ in range(20)}
+    full.in_flight = 0
 
 
 def test_an_answer_that_tells_of_a_failure_begins_no_session_and_ends_none() -> None:
