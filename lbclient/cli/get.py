@@ -21,6 +21,7 @@ from lbclient.cli.tally import Tally
 from lbclient.errors import NoEndpoints
 from lbclient.node import Attempt
 from lbclient.policies import POLICIES
+from lbclient.policies.hashing import Hashing
 from lbclient.session import BalancedSession
 from lbclient.transport import attempts
 
@@ -93,9 +94,7 @@ class Options:
 @click.option("-H", "--header", "headers", multiple=True, metavar="'K: V'", callback=_headers, help="A header.")
 @click.option("-d", "--data", metavar="TEXT", help="Body of the request.")
 @click.option("--policy", type=click.Choice(list(POLICIES)), default="power_of_two", show_default=True)
-@click.option(
-    "--key", metavar="TEXT", help="What ring_hash and maglev hash: the same key goes to the same endpoint."
-)
+@click.option("--key", metavar="TEXT", help="For ring_hash and maglev: the same key goes to the same endpoint.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
@@ -143,6 +142,8 @@ class _Answer:
 
 
 async def _get(options: Options) -> int:
+    if options.key is None and isinstance(POLICIES[options.policy](), Hashing):
+        raise click.UsageError(f"--policy {options.policy} needs a --key to hash")
     source = opened(options.url)
     try:
         session = BalancedSession(

@@ -85,6 +85,13 @@ def test_json_of_many_requests(both: str, policy: str, servers: list[Backend]) -
     assert 0 < result["p50_ms"] <= result["p99_ms"]
 
 
+@pytest.mark.parametrize("policy", ["ring_hash", "maglev"])
+def test_a_key_sends_all_requests_to_one_endpoint(both: str, policy: str) -> None:
+    done = lbclient("get", both, "/ping", "-n", "20", "--json", "--policy", policy, "--key", "user-42")
+    (endpoint,) = json.loads(done.out)["endpoints"].values()
+    assert endpoint["requests"] == 20
+
+
 def test_the_only_server_refuses(dead: str) -> None:
     done = lbclient("get", f"static://{dead}", "/ping", "--attempts", "2")
     assert done.code == 1
@@ -124,6 +131,7 @@ def test_an_empty_service(etcd: EtcdCluster, prefix: str) -> None:
         (["static://127.0.0.1:80", "ping"], "a path begins with a slash, 'ping' does not"),
         (["static://127.0.0.1:80", "/", "-H", "X"], "expected 'Name: value', got 'X'"),
         (["static://127.0.0.1:80", "/", "--policy", "best"], "'best' is not one of 'round_robin', 'random'"),
+        (["static://127.0.0.1:80", "/", "--policy", "maglev"], "--policy maglev needs a --key to hash"),
         (["static://127.0.0.1:80", "/", "--service", "a b"], "'a b' cannot be one"),
     ],
 )
