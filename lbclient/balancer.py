@@ -123,13 +123,14 @@ class Balancer:
         if call.now >= self._probe_at and (node := self._due(call)) is not None:
             return node
         route = self.routes[0] if self._bounds is None else self._choose(call)
+        node = None
         if not call.tried:
             call.excluded = ()
             call.in_flight = route.in_flight
             node = route.policy.pick(route.nodes, call)
-            if node.in_flight < self._limit and not (self._warming and self._is_held_back(node, call.now)):
+            if node.in_flight < self._limit and node not in self._warming:
                 return node
-        return self._pick_another(route, call)
+        return self._pick_another(route, call, node)
 
     def _choose(self, call: Call) -> Route:
         assert self._bounds is not None  # noqa: S101 - for the type checker
@@ -137,30 +138,35 @@ class Balancer:
         point = self._random() if call.key is None else xxh64_intdigest(call.key.encode(), _SEED) / 2**64
         return self.routes[min(bisect(self._bounds, point), len(self.routes) - 1)]
 
-    def _pick_another(self, preferred: Route, call: Call) -> Node | None:
-        """The way of the few: requests that were tried before, full nodes, and new ones that are warmed up."""
+    def _pick_another(self, preferred: Route, call: Call, first: Node | None) -> Node | None:
+        """The way of the few: requests that were tried before, full nodes, and new ones that are warmed up.
+
+        `first` is what the policy of the preferred route picked already, if it was asked.
+        """
         full = False
         for route in (preferred, *(route for route in self.routes if route is not preferred)):
             tried = tuple(node for node in call.tried if node.group is route)
             if len(tried) < len(route.nodes):
-                if (node := self._pick_from(route, call, tried)) is not None:
+                if (node := self._pick_from(route, call, tried, first)) is not None:
                     return node
                 full = True
+            first = None
         if full:
             return None
         # All that are usable were tried. One that is ejected may work again; else one for the second time.
-        rest = [node for node in self.nodes.values() if node not in call.tried] or self.usable
+        rest = [node for node in self.nodes.values() if _is_open(node) and node not in call.tried] or self.usable
         rest = [node for node in rest if node.in_flight < self._limit]
         return min(rest, key=lambda node: (node.in_flight, self._random())) if rest else None
 
-    def _pick_from(self, route: Route, call: Call, tried: tuple[Node, ...]) -> Node | None:
-        """A node of the route that was not tried and is not full."""
+    def _pick_from(self, route: Route, call: Call, tried: tuple[Node, ...], first: Node | None) -> Node | None:
+        """A node of the route that was not tried and is not full; the first one, if nothing is against it."""
         excluded: Collection[Node] = tried
         draws = _DRAWS
         call.in_flight = route.in_flight
         while len(excluded) < len(route.nodes):
             call.excluded = excluded
-            node = route.policy.pick(route.nodes, call)
+            # Asking for it again would give a node in its slow start a second chance with each request.
+            node, first = first or route.policy.pick(route.nodes, call), None
             if node.in_flight >= self._limit:
                 excluded = {n for n in route.nodes if n in tried or n.in_flight >= self._limit}
                 draws = 0
@@ -187,8 +193,8 @@ class Balancer:
         return self._random() >= factor
 
     def exhausted(self, tried: tuple[Node, ...]) -> bool:
-        """Whether every node was tried."""
-        return all(node in tried for node in self.nodes.values())
+        """Whether every node was tried that may be."""
+        return all(node in tried for node in self.nodes.values() if _is_open(node))
 
     def observe(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         """Learn from an attempt that came to its end, or to the head of its response."""
@@ -231,7 +237,8 @@ class Balancer:
 
     def _due(self, call: Call) -> Node | None:
         for node in self.nodes.values():
-            if _awaits_probe(node) and call.now >= (node.ejected_until or 0) and node not in call.tried:
+            due = _awaits_probe(node) and call.now >= (node.ejected_until or 0)
+            if due and node not in call.tried and node.in_flight < self._limit:
                 node.probing = True
                 self._regroup()
                 return node
@@ -264,6 +271,11 @@ class Balancer:
             "usable": sum(len(route.nodes) for route in self.routes),
             "nodes": [node.as_dict(now) for node in self.nodes.values()],
         }
+
+
+def _is_open(node: Node) -> bool:
+    # Weight 0 means no new traffic, and another attempt is that as well; unless there are no other nodes.
+    return node.weight > 0 or node.group is not NOWHERE
 
 
 def _awaits_probe(node: Node) -> bool:

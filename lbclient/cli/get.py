@@ -60,6 +60,7 @@ class Options:
     headers: list[tuple[str, str]]
     data: str | None
     policy: str
+    key: str | None
     timeout: float
     attempts: int
     explain: bool
@@ -92,6 +93,9 @@ class Options:
 @click.option("-H", "--header", "headers", multiple=True, metavar="'K: V'", callback=_headers, help="A header.")
 @click.option("-d", "--data", metavar="TEXT", help="Body of the request.")
 @click.option("--policy", type=click.Choice(list(POLICIES)), default="power_of_two", show_default=True)
+@click.option(
+    "--key", metavar="TEXT", help="What ring_hash and maglev hash: the same key goes to the same endpoint."
+)
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
@@ -163,7 +167,9 @@ async def _send(session: BalancedSession, options: Options) -> _Answer:
     began_at = time.monotonic()
     response = None
     try:
-        sent = session.request(options.verb, options.target, headers=options.headers, data=options.data)
+        sent = session.request(
+            options.verb, options.target, headers=options.headers, data=options.data, lb_key=options.key
+        )
         async with sent as response:
             body = await response.read()
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
