@@ -25,7 +25,7 @@ _KEYS = 10_000
 _ZIPF = 0.8
 _BOUND = 1.25
 # Where policies that hash are looked at: the others say the same, and their tables take long to make.
-_HASHED = ("equal", "slow", "failing", "rolling_deploy", "antagonists")
+_HASHED = ("equal", "slow", "failing", "rolling_deploy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,7 @@ class Candidate:
         policy: its name in `POLICIES`.
         options: of the policy.
         draw_keys: the keys of the requests, for policies that hash.
+        reports: the servers report their load with each answer.
         bound: how many times the mean load of a client's servers none of them may exceed; None for no bound.
         largest: the most servers that it is simulated with.
         scenarios: those that it is simulated in; empty for all.
@@ -46,6 +47,7 @@ class Candidate:
     policy: str
     options: dict[str, Any] = field(default_factory=dict)
     draw_keys: DrawKeys | None = None
+    reports: bool = False
     bound: float | None = None
     largest: int = 1_000
     scenarios: tuple[str, ...] = ()
@@ -113,6 +115,8 @@ CANDIDATES = {
         ),
         Candidate(name="peak_ewma", policy="peak_ewma"),
         Candidate(name="prequal", policy="prequal"),
+        # As its documentation recommends for servers that report with their answers.
+        Candidate(name="prequal_reports", policy="prequal", options={"probes": 0.3, "remove": 0.1}, reports=True),
         _hashing("ring_hash", "ring_hash", uniform_keys),
         _hashing("ring_hash_zipf", "ring_hash", zipf_keys),
         _hashing("ring_hash_bounded", "ring_hash", zipf_keys, _BOUND),

@@ -12,11 +12,11 @@ from math import inf, nan
 from typing import Any
 
 from discovery import Endpoint
-from lbclient.balancer import Balancer
+from lbclient.balancer import Balancer, Route
 from lbclient.call import Call
 from lbclient.node import Attempt, Node
 from lbclient.outcome import Outcome
-from lbclient.policies import Policy
+from lbclient.policies import Policy, Prequal
 from simulation.plan import Plan
 from simulation.server import Server
 
@@ -60,14 +60,28 @@ class Record:
     connections: int
 
 
-def simulate(plan: Plan, make_policy: MakePolicy, seed: str, draw_keys: DrawKeys | None = None) -> Record:
-    """Run the plan to its end. With the same seed, every policy gets the same arrivals and the same work."""
-    return _Simulation(plan, make_policy, seed, draw_keys).run()
+def simulate(
+    plan: Plan,
+    make_policy: MakePolicy,
+    seed: str,
+    *,
+    draw_keys: DrawKeys | None = None,
+    reports: bool = False,
+) -> Record:
+    """Run the plan to its end. With the same seed, every policy gets the same arrivals and the same work.
+
+    With `reports` the servers tell a policy that wants to know of their load with each answer, too.
+    """
+    return _Simulation(plan, make_policy, seed, draw_keys, reports=reports).run()
 
 
 class _Simulation:
-    def __init__(self, plan: Plan, make_policy: MakePolicy, seed: str, draw_keys: DrawKeys | None) -> None:
+    def __init__(
+        self, plan: Plan, make_policy: MakePolicy, seed: str, draw_keys: DrawKeys | None, *, reports: bool
+    ) -> None:
         self._plan = plan
+        self._reports = reports
+        self._probing = False
         rng = random.Random(f"{seed} requests")
         self._starts = _arrivals(plan, rng)
         count = len(self._starts)
@@ -117,10 +131,11 @@ class _Simulation:
 
     def _balancer(self, make_policy: MakePolicy, rng: random.Random) -> Balancer:
         def new_policy() -> Policy:
-            policy: Any = make_policy(rng)
-            if hasattr(policy, "probe"):
+            policy = make_policy(rng)
+            if isinstance(policy, Prequal):
+                self._probing = True
                 policy.probe = partial(self._probe, policy)
-            return policy  # type: ignore[no-any-return]
+            return policy
 
         return Balancer("simulated", new_policy, slow_start=self._plan.slow_start, rng=rng)
 
@@ -150,21 +165,26 @@ class _Simulation:
         server = self._at_address[node.address]
         self._chosen[number] = server.number
         self._pairs[client * len(self._servers) + server.number] = 1
+        rif = server.load
         server.load += 1
         deadline = now + plan.deadline
         through = server.serve(now + plan.delay, self._work[number], deadline)
         if through + plan.delay <= deadline:
-            self._at(through + plan.delay, self._answer, number, balancer, attempt, server)
+            self._at(through + plan.delay, self._answer, number, balancer, attempt, server, rif)
         else:
             self._at(deadline, self._expire, number, balancer, attempt)
             self._at(deadline if through == inf else through, self._leave, server)
 
-    def _answer(self, number: int, balancer: Balancer, attempt: Attempt, server: Server) -> None:
+    def _answer(self, number: int, balancer: Balancer, attempt: Attempt, server: Server, rif: int) -> None:
         server.load -= 1
         if server.failing:
             self._end(number, balancer, attempt, Outcome.ERROR, Ending.FAILED)
-        else:
-            self._end(number, balancer, attempt, Outcome.SUCCESS, Ending.ANSWERED)
+            return
+        self._end(number, balancer, attempt, Outcome.SUCCESS, Ending.ANSWERED)
+        if self._probing:
+            server.latency.add(rif, attempt.elapsed, self._now)
+            if self._reports and isinstance(attempt.node.group, Route):
+                self._learn(attempt.node.group.policy, attempt.node, *server.report(self._now))
 
     def _expire(self, number: int, balancer: Balancer, attempt: Attempt) -> None:
         # The deadline of the whole request is the caller's: it says nothing about the server.
@@ -186,16 +206,17 @@ class _Simulation:
     def _sample(self) -> None:
         self._loads.append((self._now, [server.load for server in self._servers]))
 
-    def _probe(self, policy: Any, node: Node) -> None:
-        """Ask a server how busy it is, as a message that takes its time."""
+    def _probe(self, policy: Prequal, node: Node) -> None:
+        """Ask a server how busy it is; both messages take their time."""
         self._at(self._now + self._plan.delay, self._report, policy, node)
 
-    def _report(self, policy: Any, node: Node) -> None:
-        server = self._at_address[node.address]
-        self._at(self._now + self._plan.delay, self._learn, policy, node, server.load, server.latency())
+    def _report(self, policy: Prequal, node: Node) -> None:
+        report = self._at_address[node.address].report(self._now)
+        self._at(self._now + self._plan.delay, self._learn, policy, node, *report)
 
-    def _learn(self, policy: Any, node: Node, rif: int, latency: float) -> None:
-        policy.learn(node, rif, latency, self._now)
+    def _learn(self, policy: Policy, node: Node, rif: float, latency: float | None) -> None:
+        if isinstance(policy, Prequal):
+            policy.learn(node, rif, latency, self._now)
 
 
 def _arrivals(plan: Plan, rng: random.Random) -> list[float]:

@@ -19,7 +19,7 @@ from simulation.scenarios import SCENARIOS, Setting
 __all__ = ["REQUESTS", "SIZES", "Run", "choose", "plot_all", "run", "run_all"]
 
 # Requests of a simulation of the usual length, by its size.
-REQUESTS = {Size(100, 100): 100_000, Size(10, 1_000): 200_000}
+REQUESTS = {Size(100, 100): 100_000, Size(10, 1_000): 120_000}
 SIZES = {str(size): size for size in REQUESTS}
 
 
@@ -67,7 +67,7 @@ def run(asked: Run) -> Result:
         watches.append(BoundWatch(policy, candidate.bound))
         return watches[-1]
 
-    record = simulate(plan, make_policy, seed, candidate.draw_keys)
+    record = simulate(plan, make_policy, seed, draw_keys=candidate.draw_keys, reports=candidate.reports)
     return Result(
         scenario=asked.scenario,
         size=asked.size,

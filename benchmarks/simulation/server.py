@@ -5,6 +5,8 @@ from __future__ import annotations
 from heapq import heapreplace
 from math import inf
 
+from lbclient.load_report import LoadReport
+from lbclient.load_reporter import LatencyEstimate
 from simulation.plan import ServerPlan
 
 __all__ = ["Server"]
@@ -22,6 +24,7 @@ class Server:
     Attributes:
         number: its place in the plan.
         load: requests that are queued or worked on.
+        latency: what it knows of its own latency, as a server with lbclient's reporter does.
     """
 
     __slots__ = (
@@ -31,6 +34,7 @@ class Server:
         "_speed",
         "_speeds",
         "failing",
+        "latency",
         "load",
         "number",
     )
@@ -39,6 +43,7 @@ class Server:
         self.number = number
         self.failing = plan.failing
         self.load = 0
+        self.latency = LatencyEstimate()
         # A heap of the moments at which the workers are free.
         self._free_at = [0.0] * plan.workers
         self._speeds = plan.speeds
@@ -61,6 +66,10 @@ class Server:
         end = begin + work / self._speed
         heapreplace(free_at, end)
         return end
+
+    def report(self, now: float) -> LoadReport:
+        """What it answers to a probe."""
+        return LoadReport(self.load, self.latency.at(self.load, now))
 
     def _change(self) -> None:
         self._speed = self._speeds[self._changes][1]

@@ -71,7 +71,7 @@ def test_load_is_rate_times_time_as_little_says() -> None:
 
 def small(scenario: str, policy: str = "power_of_two", requests: int = 2_000) -> tuple[Plan, Record]:
     plan = SCENARIOS[scenario].plan(Setting(SMALL, requests, random.Random(1)))
-    return plan, run_plan(plan, CANDIDATES[policy].make, scenario, CANDIDATES[policy].draw_keys)
+    return plan, run_plan(plan, CANDIDATES[policy].make, scenario, draw_keys=CANDIDATES[policy].draw_keys)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
