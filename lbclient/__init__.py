@@ -20,7 +20,7 @@ from lbclient.policies import (
     path_part,
     peak_ewma,
 )
-from lbclient.routing import Routing, SlowStart
+from lbclient.routing import Routing, SlowStart, Subset
 from lbclient.session import BalancedSession
 from lbclient.transport import BalancingMiddleware, attempts
 
@@ -43,6 +43,7 @@ __all__ = [
     "Routing",
     "SlowStart",
     "Sticky",
+    "Subset",
     "attempts",
     "cookie",
     "header",

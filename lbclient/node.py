@@ -198,6 +198,7 @@ class Node:
             "address": self.address,
             "state": self.state,
             "weight": self.weight,
+            "priority": self.endpoint.priority,
             "zone": self.endpoint.zone,
             "in_flight": self.in_flight,
             "requests": self.requests,

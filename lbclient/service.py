@@ -223,8 +223,9 @@ class Service:
         healthy = sum(node.ejected_at is None for node in self.balancer.nodes.values())
         waited = f" after waiting {self._wait:g} s" if snapshot.version == 0 else ""
         return NoEndpoints(
-            f"service {self.name!r} has no endpoint{waited}: {len(snapshot.endpoints)} known, {healthy} healthy, "
-            f"{len(call.tried)} tried; discovery ({self.watcher.source!r}): {snapshot}"
+            f"service {self.name!r} has no endpoint{waited}: {len(snapshot.endpoints)} known, "
+            f"{len(self.balancer.nodes)} matching, {healthy} healthy, {len(call.tried)} tried; "
+            f"discovery ({self.watcher.source!r}): {snapshot}"
         )
 
     def as_dict(self) -> dict[str, Any]:

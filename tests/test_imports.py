@@ -31,9 +31,9 @@ MODULES = {
     "discovery.news": "",
     "discovery.published": "news snapshot",
     "discovery.watcher": "backoff cache endpoint hold published snapshot source",
-    "discovery.records.fields": "endpoint",
-    "discovery.records.json_formats": "endpoint records.fields",
     "discovery.records.records": "endpoint",
+    "discovery.records.fields": "endpoint records.records",
+    "discovery.records.json_formats": "endpoint records.fields records.records",
     "discovery.records.formats": "endpoint records.fields records.json_formats records.records",
     "discovery.records": "records.formats records.records",
     "discovery.consul.conventions": "endpoint records.fields records.records",
@@ -86,6 +86,8 @@ MODULES = {
     "lbclient.options": "",
     "lbclient.policies.keys": "",
     "lbclient.routing.slow_start": "",
+    "lbclient.routing.subset": "discovery",
+    "lbclient.routing.where": "discovery",
     "lbclient.outcome": "errors",
     "lbclient.load_reporter": "load_report",
     "lbclient.node": "errors outcome discovery",
@@ -98,20 +100,28 @@ MODULES = {
     "lbclient.policies.ring": "node",
     "lbclient.policies.table": "node",
     "lbclient.routing.portion": "node",
+    "lbclient.routing.priorities": "node",
+    "lbclient.routing.warm_up": "node routing.slow_start",
     "lbclient.policies.bounded_load": "call node",
     "lbclient.policies.policy": "call node",
     "lbclient.policies.rotation": "call node",
     "lbclient.policies.least_request": "call node policies.loads",
     "lbclient.policies.sampling": "call node policies.drawing policies.loads",
-    "lbclient.routing.routing": "node routing.portion discovery",
+    "lbclient.routing.announcer": "routing.portion",
+    "lbclient.routing.zones": "node routing.portion",
     "lbclient.policies.hashing": "call node policies.bounded_load policies.keys",
     "lbclient.policies.prequal": (
         "call load_report node policies.drawing policies.loads policies.probe_pool policies.sampling"
     ),
     "lbclient.policies.sticky": "call node policies.keys policies.policy policies.sampling",
-    "lbclient.routing": "routing.portion routing.routing routing.slow_start",
+    "lbclient.routing.routing": (
+        "node routing.portion routing.priorities routing.subset routing.where routing.zones discovery"
+    ),
     "lbclient.policies.maglev": "policies.hashing policies.keys policies.table",
     "lbclient.policies.ring_hash": "policies.hashing policies.keys policies.ring",
+    "lbclient.routing": (
+        "routing.announcer routing.portion routing.routing routing.slow_start routing.subset routing.warm_up"
+    ),
     "lbclient.policies.names": (
         "policies.least_request policies.loads policies.maglev policies.policy policies.prequal "
         "policies.ring_hash policies.rotation policies.sampling policies.sticky"
