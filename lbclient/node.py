@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from math import exp, expm1
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from yarl import URL
 
@@ -31,6 +31,8 @@ MEMORY = 10.0
 _SPAN = 1.0
 # Where they come seldom the newest one counts for half: a second failure in a row makes it three quarters.
 _NEWEST = 0.5
+# Where they come at one moment each of them counts for something.
+_LEAST = 0.0001
 # Below this share a node counts as one that does not fail at all.
 _NO_FAILURES = 0.001
 
@@ -129,6 +131,10 @@ class Node:
     def __repr__(self) -> str:
         return f"<Node {self.address} {self.state}, {self.in_flight} in flight, {self.requests} requests>"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A server is one thing: copies of a policy that is in use know the same ones."""
+        return self
+
     @property
     def state(self) -> str:
         """`ready`, `ejected`, `probing`, `draining` (left, with attempts under way) or `left`."""
@@ -165,7 +171,7 @@ class Node:
     def _average(self, elapsed: float, now: float, *, failed: bool) -> None:
         # Fast failures are seen first after a pause, and the first answer must weigh as much as the first of them.
         gap = now - (max(self.learned_at, self.failed_at) if failed else self.learned_at)
-        newest = min(_NEWEST, -expm1(-gap / _SPAN))
+        newest = min(_NEWEST, max(_LEAST, -expm1(-gap / _SPAN)))
         if failed and self.latency is not None and elapsed < self.latency:
             # It came sooner than answers do: of the attempts under way most may still succeed.
             newest /= max(1, self.in_flight)
@@ -190,12 +196,22 @@ class Node:
             self._urls[url] = located
         return located
 
+    def aim(self, req: ClientRequest, url: URL, server_hostname: str | None) -> None:
+        """Point the request at this node: aiohttp reads address, TLS and path from `req.url` when it connects."""
+        located = self.locate(url)
+        req.url = located
+        # The certificate must be good for the name the caller asked for, not for an address from a registry.
+        secure = located.scheme in ("https", "wss")
+        req.server_hostname = server_hostname or (url.raw_host if secure else None)
+        req.proxy = None
+
     def as_dict(self, now: float) -> dict[str, Any]:
         """The live state as plain data; times in seconds."""
         return {
             "address": self.address,
             "state": self.state,
             "weight": self.weight,
+            "priority": self.endpoint.priority,
             "zone": self.endpoint.zone,
             "in_flight": self.in_flight,
             "requests": self.requests,
@@ -261,13 +277,8 @@ class Attempt:
         return f"{said}: {self.error}" if self.error else said
 
     def aim(self, req: ClientRequest, url: URL, server_hostname: str | None) -> None:
-        """Point the request at the node: aiohttp reads address, TLS and path from `req.url` when it connects."""
-        located = self.node.locate(url)
-        req.url = located
-        # The certificate must be good for the name the caller asked for, not for an address from a registry.
-        secure = located.scheme in ("https", "wss")
-        req.server_hostname = server_hostname or (url.raw_host if secure else None)
-        req.proxy = None
+        """Point the request at the node, and be told when it is written."""
+        self.node.aim(req, url, server_hostname)
         self._req = req
         # Between connecting and writing is the last moment at which a node that has left can be noticed.
         setattr(req, "send", self.send)  # noqa: B010 - a method, as far as types are concerned

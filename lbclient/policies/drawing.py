@@ -32,15 +32,14 @@ class Draw:
         weights = [node.weight for node in self._nodes]
         # The part of each slot that its own node keeps, and whose the rest is; None where all weights are equal.
         self._kept: array[float] | None = None
-        # A node with more than half of the weight, and a draw among the others for when it was drawn first.
+        # A node with more than half of the weight, and a draw among the others, made when it is needed.
         self._heavy: Node | None = None
         self._rest: Draw | None = None
         if weights.count(weights[0]) < len(weights):
             parts = _parts(weights)
             heaviest = max(range(self._size), key=parts.__getitem__)
             if parts[heaviest] > self._size / 2:
-                self._heavy = heavy = self._nodes[heaviest]
-                self._rest = Draw(tuple(node for node in self._nodes if node is not heavy), rng)
+                self._heavy = self._nodes[heaviest]
             self._kept, self._others = _slots(parts)
 
     def one(self) -> Node:
@@ -65,8 +64,8 @@ class Draw:
                 second += 1
             return self._nodes[first], self._nodes[second]
         one = self.one()
-        if one is self._heavy and self._rest is not None:
-            return one, self._rest.one()
+        if one is self._heavy:
+            return one, (self._rest or self._without_heavy()).one()
         # Others have half of the weight or more: two draws on average are enough.
         while (other := self.one()) is one:
             pass
@@ -74,11 +73,19 @@ class Draw:
 
     def one_but(self, excluded: Collection[Node]) -> Node | None:
         """A node that is none of the excluded ones; None if there is no other."""
+        if self._heavy is not None and self._heavy in excluded:
+            rest = self._rest or self._without_heavy()
+            if (other := rest.one_but(excluded)) is not None:
+                return other
         for _ in range(_DRAWS):
             if (node := self.one()) not in excluded:
                 return node
         others = tuple(node for node in self.nodes if node not in excluded)
         return Draw(others, self._rng).one() if others else None
+
+    def _without_heavy(self) -> Draw:
+        self._rest = rest = Draw(tuple([node for node in self._nodes if node is not self._heavy]), self._rng)
+        return rest
 
 
 def _parts(weights: list[float]) -> list[float]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from itertools import cycle
 
 from lbclient.call import Call
 from lbclient.node import Node
@@ -27,25 +25,25 @@ class RoundRobin:
     def __init__(self, rng: random.Random | None = None) -> None:
         self._rng = rng or random.Random()
         self._nodes: tuple[Node, ...] = ()
-        self._turns: Iterator[Node] = cycle(())
+        self._place = -1
 
     def pick(self, nodes: tuple[Node, ...], call: Call) -> Node:
         """The next one."""
         if nodes is not self._nodes:
             self._turn_to(nodes)
-        node = next(self._turns)
-        while call.excluded and node in call.excluded:
-            node = next(self._turns)
-        return node
+        # The place of the last one: -1 is the last of the tuple, and so before the first.
+        place = self._place + 1
+        while call.excluded and nodes[place] in call.excluded:
+            place = place + 1 if place + 1 < len(nodes) else 0
+        self._place = place if place + 1 < len(nodes) else -1
+        return nodes[place]
 
     def _turn_to(self, nodes: tuple[Node, ...]) -> None:
-        """Go on with the first of those who were next that is still there."""
-        known = set(nodes)
-        following = (next(self._turns) for _ in self._nodes)
-        node = next((node for node in following if node in known), None)
-        start = self._rng.randrange(len(nodes)) if node is None else nodes.index(node)
+        """Go on with the one that was next. If it left, anywhere: its successor must not get all its clients."""
+        following = self._nodes[self._place + 1] if self._nodes else None
+        start = nodes.index(following) if following in nodes else self._rng.randrange(len(nodes))
         self._nodes = nodes
-        self._turns = cycle(nodes[start:] + nodes[:start])
+        self._place = start - 1
 
 
 class WeightedRoundRobin:

@@ -130,6 +130,13 @@ def test_a_failure_that_comes_sooner_than_answers_counts_for_one_of_those_under_
         assert node.failing == pytest.approx(failing)
 
 
+def test_failures_at_one_moment_are_not_lost() -> None:
+    node = one()
+    node.learn(0.2, T0, failed=False)
+    node.learn(0.2, T0, failed=True)
+    assert node.failing > 0
+
+
 def test_a_node_that_works_again_forgets_its_failures_for_good() -> None:
     node = one()
     node.learn(0.01, T0, failed=True)

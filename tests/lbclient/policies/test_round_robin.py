@@ -30,11 +30,22 @@ def test_an_update_at_every_pick_keeps_the_turn() -> None:
     assert set(found.values()) == {100}
 
 
-def test_when_the_next_one_leaves_the_turn_goes_to_the_one_after() -> None:
+def test_when_the_next_one_leaves_its_successor_does_not_get_all_its_clients() -> None:
+    among = nodes(*[1] * 10)
+    picked = Counter[int]()
+    for seed in range(1000):
+        policy = RoundRobin(random.Random(seed))
+        picks(policy, among, 1)
+        picked[picks(policy, among[5:], 1)[0]] += 1
+    assert len(picked) == 5
+    assert max(picked.values()) < 300
+
+
+def test_when_another_one_leaves_the_turn_stays() -> None:
     among, policy = nodes(*[1] * 5), RoundRobin(random.Random(1))
     last = picks(policy, among, 1)[0]
-    rest = tuple(node for place, node in enumerate(among) if place != (last + 1) % 5)
-    assert rest[picks(policy, rest, 1)[0]] is among[(last + 2) % 5]
+    rest = tuple(node for place, node in enumerate(among) if place != (last + 2) % 5)
+    assert rest[picks(policy, rest, 1)[0]] is among[(last + 1) % 5]
 
 
 def test_a_new_node_waits_until_its_turn() -> None:

@@ -132,6 +132,13 @@ def test_a_dominating_weight_is_drawn_past_without_trying_again_and_again() -> N
     assert rng.drawn <= 2 * 1000 + 10
 
 
+def test_weights_that_double_from_node_to_node_are_no_trouble() -> None:
+    """Each has more than half of the weight of all that are lighter."""
+    among = nodes(*(2.0**power for power in range(-1000, 1000)))
+    found = counts(PowerOfTwo(rng=random.Random(2)), among, 2000)
+    assert found[-3:] == pytest.approx([250, 500, 1000], rel=0.2)
+
+
 def test_a_busy_node_with_a_dominating_weight_passes_its_requests_on() -> None:
     among = nodes(1e6, 1, 1, 1)
     policy = PowerOfTwo(load=in_flight, rng=random.Random(2))

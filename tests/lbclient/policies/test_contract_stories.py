@@ -1,0 +1,175 @@
+"""Random stories of updates, picks, outcomes and time, through a balancer with every policy and every option."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from contract_rig import Client
+from contract_rows import Row, rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from discovery import Endpoint
+from lbclient import Routing, SlowStart
+from lbclient.node import NOWHERE, Attempt, Node
+from lbclient.outcome import Outcome
+from lbclient.routing import Portion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thirds(Routing):
+    """Three routes by the number in the name: one for most requests, one for the rest, one that only helps out."""
+
+    def split(self, nodes: Collection[Node]) -> tuple[Portion, ...]:
+        """Of the usable ones."""
+        usable = [node for portion in Routing.split(self, nodes) for node in portion.nodes]
+        parts = [tuple(n for n in usable if int(n.endpoint.host[1:]) % 3 == rest) for rest in range(3)]
+        shares = (0.7, 0.3, 0.0)
+        return tuple(Portion(f"third {n}", part, shares[n]) for n, part in enumerate(parts) if part)
+
+
+OPTIONS = st.fixed_dictionaries(
+    {
+        "limit_per_node": st.sampled_from([0, 1, 2]),
+        "slow_start": st.sampled_from([None, SlowStart(window=10)]),
+        "routing": st.sampled_from([Routing(), Thirds()]),
+    }
+)
+WEIGHTS = st.sampled_from([1, 1, 1, 2, 0, 0.5, 1e6])
+FOUND = st.dictionaries(st.integers(1, 7), WEIGHTS, min_size=1)
+ENDS = st.sampled_from([*Outcome, Outcome.SUCCESS, Outcome.ERROR, *[Outcome.CONNECT] * 6])
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("update"), FOUND),
+        st.tuples(st.just("reweigh"), st.integers(1, 7), WEIGHTS),
+        st.tuples(st.just("try"), st.sets(st.integers(1, 7)), st.integers(0, 9)),
+        st.tuples(st.just("try"), st.just(()), st.integers(0, 9)),
+        st.tuples(st.just("end"), st.integers(0, 5), ENDS, st.floats(0, 5)),
+        st.tuples(st.just("fail"), st.integers(1, 7)),
+        st.tuples(st.just("wait"), st.sampled_from([0, 0.5, 3, 29, 31, 400, 1e6])),
+    ),
+    min_size=12,
+    max_size=40,
+)
+
+
+class Story:
+    """A client and what must be true of it after every step, told without the balancer's own words."""
+
+    def __init__(self, row: Row, found: dict[int, float], options: dict[str, Any]) -> None:
+        self.limit = options["limit_per_node"] or float("inf")
+        self.found = found
+        self.client = Client(row, self.described(), **options)
+        self.under_way: list[Attempt] = []
+        # The nodes that left, with attempts still under way.
+        self.gone: list[Node] = []
+
+    def described(self) -> list[Endpoint]:
+        return [Endpoint(host=f"s{n}", port=80, weight=weight) for n, weight in sorted(self.found.items())]
+
+    def update(self, found: dict[int, float]) -> None:
+        before = self.client.balancer.nodes
+        left = self.client.update(self._now_found(found))
+        after = self.client.balancer.nodes
+        assert set(after) == {f"s{number}:80" for number in found}
+        assert all(after[address] is node for address, node in before.items() if address in after)
+        assert set(left) == {node for address, node in before.items() if address not in after}
+        assert all(node.left and node.group is NOWHERE for node in left)
+        self.gone += left
+
+    def _now_found(self, found: dict[int, float]) -> list[Endpoint]:
+        self.found = found
+        return self.described()
+
+    def reweigh(self, number: int, weight: float) -> None:
+        if number in self.found:
+            self.update(self.found | {number: weight})
+
+    def wait(self, seconds: float) -> None:
+        self.client.now += seconds
+
+    def fail(self, number: int) -> None:
+        """A server goes down: connections are refused until it is out, or the last one."""
+        if number in self.found:
+            self.client.see(self.client.node(number), *[Outcome.CONNECT] * 3, elapsed=0.0)
+
+    def end(self, index: int, outcome: Outcome, elapsed: float) -> None:
+        if self.under_way:
+            self.client.end(self.under_way.pop(index % len(self.under_way)), outcome, elapsed)
+
+    def try_(self, tried: Collection[int], key: int) -> None:
+        """One attempt, of a request that went to those before."""
+        client = self.client
+        client.key = f"user-{key}"
+        been = tuple(node for node in [*client.nodes, *self.gone] if int(node.endpoint.host[1:]) in tried)
+        expected, due = self.candidates(been), self.due(been)
+        node = client.pick(*been)
+        if due:
+            assert node in due
+            assert node is not None
+            assert node.state == "probing"
+        elif node is None:
+            assert not expected, f"not {expected}, though they have room"
+        else:
+            assert node in expected
+        if node is not None:
+            self.under_way.append(client.begin(node))
+
+    def free(self, node: Node) -> bool:
+        return node.in_flight < self.limit
+
+    def due(self, been: tuple[Node, ...]) -> list[Node]:
+        """Who is to be probed now."""
+        return [
+            node
+            for node in self.client.nodes
+            if node.ejected_until is not None and node.ejected_until <= self.client.now and not node.probing
+            if node.weight > 0 and node not in been and self.free(node)
+        ]
+
+    def candidates(self, been: tuple[Node, ...]) -> list[Node]:
+        """Who may be picked: the usable that were not tried; then whoever was not; then any. None that is full."""
+        every = self.client.nodes
+        inside = [node for node in every if node.ejected_at is None]
+        usable = [node for node in inside if node.weight > 0] or inside or list(every)
+        if untried := [node for node in usable if node not in been]:
+            return list(filter(self.free, untried))
+        others = [node for node in every if node not in been and node.weight > 0]
+        return list(filter(self.free, others or usable))
+
+    def check(self) -> None:
+        """Who is usable belongs to one route, and routes know how busy they are."""
+        balancer = self.client.balancer
+        for route in balancer.routes:
+            assert route.nodes
+            assert route.in_flight == sum(node.in_flight for node in route.nodes)
+            assert all(node.group is route for node in route.nodes)
+        for node in self.client.nodes:
+            assert node.in_flight == sum(attempt.node is node for attempt in self.under_way) >= 0
+            assert node.in_flight <= self.limit
+            assert (node in balancer.usable) == (node.group is not NOWHERE)
+            assert 0 <= node.failing < 1
+        assert balancer.usable
+
+    def finish(self) -> None:
+        """All that is under way ends."""
+        while self.under_way:
+            self.end(0, Outcome.OURS, 1.0)
+        self.check()
+        assert not any(node.in_flight or node.attempts for node in [*self.client.nodes, *self.gone])
+
+
+@rows()
+@given(FOUND, OPTIONS, STEPS)
+@settings(max_examples=20, deadline=None)
+def test_whatever_happens_who_is_picked_is_there_and_counts_are_right(
+    row: Row, found: dict[int, float], options: dict[str, Any], steps: list[tuple[Any, ...]]
+) -> None:
+    story = Story(row, found, options)
+    story.check()
+    for kind, *details in steps:
+        getattr(story, "try_" if kind == "try" else kind)(*details)
+        story.check()
+    story.finish()
