@@ -30,12 +30,13 @@ class Endpoint:
     """One server of a service: a validated, immutable description.
 
     Two endpoints with the same `address` are the same server; equality also compares what is
-    known about it (weight, zone, ...).
+    known about it (weight, priority, zone, ...).
 
     Attributes:
         host: an IPv4 or IPv6 literal (without brackets) or a DNS name; stored in canonical lower-case form.
         port: 1 to 65535.
         weight: relative share of the traffic, finite and >= 0; 0 means no new traffic.
+        priority: a whole number; lower ones are preferred, and higher ones stand in for them. 0 when unknown.
         zone: where the server stands, for example an availability zone; empty when unknown.
         tls: the server expects TLS. A request to an https URL uses TLS whatever this says.
         metadata: what else was registered, strings only; kept as an immutable mapping.
@@ -49,6 +50,7 @@ class Endpoint:
     host: str
     port: int
     weight: float = 1.0
+    priority: int = 0
     zone: str = ""
     tls: bool = False
     metadata: Mapping[str, str] = field(default_factory=lambda: _NOTHING, hash=False)
@@ -68,6 +70,8 @@ class Endpoint:
             raise ValueError(f"weight must be a number, not {self.weight!r}")  # noqa: TRY004 - as above
         if not 0 <= self.weight <= sys.float_info.max:
             raise ValueError(f"weight must be finite and not negative, not {self.weight!r}")
+        if type(self.priority) is not int:
+            raise ValueError(f"priority must be a whole number, not {self.priority!r}")
         set_(self, "address", join_host_port(host, self.port))
         set_(self, "_place", f"{host}\0{self.port:05}")
         if self.metadata is not _NOTHING:
@@ -83,6 +87,7 @@ class Endpoint:
         return {
             "address": self.address,
             "weight": self.weight,
+            "priority": self.priority,
             "zone": self.zone,
             "tls": self.tls,
             "metadata": dict(self.metadata),

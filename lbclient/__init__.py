@@ -1,18 +1,26 @@
 """Client-side load balancing for asyncio: a balancer inside aiohttp's `ClientSession`."""
 
 from lbclient.errors import AttemptsFailed, LBError, NoEndpoints
+from lbclient.load_reporter import LoadReporter
 from lbclient.outlier import Ejection
 from lbclient.policies import (
     LeastRequest,
+    Maglev,
     Policy,
     PowerOfTwo,
+    Prequal,
     Random,
+    RingHash,
     RoundRobin,
+    Sticky,
+    cookie,
+    header,
     in_flight,
     least_request,
+    path_part,
     peak_ewma,
 )
-from lbclient.routing import Routing, SlowStart
+from lbclient.routing import Routing, SlowStart, Subset
 from lbclient.session import BalancedSession
 from lbclient.transport import BalancingMiddleware, attempts
 
@@ -23,15 +31,24 @@ __all__ = [
     "Ejection",
     "LBError",
     "LeastRequest",
+    "LoadReporter",
+    "Maglev",
     "NoEndpoints",
     "Policy",
     "PowerOfTwo",
+    "Prequal",
     "Random",
+    "RingHash",
     "RoundRobin",
     "Routing",
     "SlowStart",
+    "Sticky",
+    "Subset",
     "attempts",
+    "cookie",
+    "header",
     "in_flight",
     "least_request",
+    "path_part",
     "peak_ewma",
 ]

@@ -18,7 +18,7 @@ from lbclient.node import NOWHERE, Attempt, Group, Node
 from lbclient.outcome import Outcome
 from lbclient.outlier import Ejection
 from lbclient.policies import Policy
-from lbclient.routing import Portion, Routing, SlowStart
+from lbclient.routing import Announcer, Pace, Portion, Routing, SlowStart, WarmUp
 
 __all__ = ["Balancer", "Route"]
 
@@ -27,19 +27,34 @@ log = logging.getLogger(__name__)
 # How often another node is looked for instead of one that is being warmed up. With half of the nodes new, one in
 # a thousand requests is refused this often.
 _DRAWS = 8
+# Portions whose policies are remembered; a registry may come up with ever new zones.
+_POLICIES_KEPT = 100
 # Hashing policies hash the same key with 0: a route must not get one stretch of their rings only.
 _SEED = 1
 
 
 class Route(Group):
-    """A portion of the nodes with the policy that chooses among them."""
+    """A portion of the nodes with the policy that chooses among them.
 
-    __slots__ = ("name", "policy")
+    Attributes:
+        policy: its own.
+        name, share, panic: as in `Portion`.
+        pace: of those of its nodes that are being warmed up; None before one was looked at.
+    """
 
-    def __init__(self, nodes: tuple[Node, ...], policy: Policy, name: str) -> None:
+    __slots__ = ("name", "pace", "panic", "policy", "share")
+
+    def __init__(self, portion: Portion, nodes: tuple[Node, ...], policy: Policy) -> None:
         super().__init__(nodes)
         self.policy = policy
-        self.name = name
+        self.name = portion.name
+        self.share = portion.share
+        self.panic = portion.panic
+        self.pace: Pace | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The live state as plain data; `share` is 0 for nodes that only help out."""
+        return {"name": self.name, "share": self.share, "nodes": len(self.nodes), "panic": self.panic}
 
 
 class Balancer:
@@ -73,6 +88,7 @@ class Balancer:
         self.routes: tuple[Route, ...] = ()
         self.policy = new_policy()
         self._new_policy = new_policy
+        self._has_holders = hasattr(self.policy, "holder")
         # The policy of each portion by its name; they outlive the portions, which come and go with the health.
         self._policies: dict[str, Policy] = {}
         # Upper bounds of the routes' shares; None where all requests take the first one.
@@ -80,10 +96,10 @@ class Balancer:
         self._ejection = ejection or Ejection()
         self._limit = limit_per_node or math.inf
         self._routing = routing or Routing()
-        self._slow_start = slow_start
-        # Nodes in their slow start and when it began, the earliest first.
-        self._warming: dict[Node, float] = {}
-        self._random = (rng or random.Random()).random
+        rng = rng or random.Random()
+        self._random = rng.random
+        self._warm_up = None if slow_start is None else WarmUp(slow_start, rng)
+        self._announcer = Announcer(name)
         # The first moment at which an ejected node is due for a probe: one comparison per pick.
         self._probe_at = math.inf
 
@@ -96,14 +112,14 @@ class Balancer:
         """Take the new set as it is; returns the nodes that left. What was learned about the others stays."""
         old, self.nodes = self.nodes, {}
         # What is there from the beginning was not started just now.
-        warms = self._slow_start is not None and bool(old)
+        warm_up = self._warm_up if old else None
         reweighted = False
         for endpoint in self._routing.narrow(tuple(endpoints)):
             node = old.pop(endpoint.address, None)
             if node is None:
                 node = Node(endpoint)
-                if warms:
-                    self._warming[node] = now
+                if warm_up is not None:
+                    warm_up.begin(node, now)
             elif node.endpoint is not endpoint and node.endpoint != endpoint:
                 reweighted = reweighted or node.weight != endpoint.weight
                 node.describe_as(endpoint)
@@ -111,7 +127,8 @@ class Balancer:
         for node in old.values():
             node.left = True
             node.group = NOWHERE
-            self._warming.pop(node, None)
+            if self._warm_up is not None:
+                self._warm_up.forget(node)
         self._regroup(reweighted=reweighted)
         return list(old.values())
 
@@ -120,17 +137,28 @@ class Balancer:
 
         There must be a node.
         """
+        if self._has_holders and call.key is not None and (node := self._holder(call)) is not None:
+            return node
         if call.now >= self._probe_at and (node := self._due(call)) is not None:
             return node
         route = self.routes[0] if self._bounds is None else self._choose(call)
-        node = None
-        if not call.tried:
+        if not call.tried and (self._warm_up is None or not self._warm_up.is_on(call.now)):
             call.excluded = ()
             call.in_flight = route.in_flight
             node = route.policy.pick(route.nodes, call)
-            if node.in_flight < self._limit and node not in self._warming:
+            if node.in_flight < self._limit:
                 return node
-        return self._pick_another(route, call, node)
+        return self._pick_another(route, call)
+
+    def _holder(self, call: Call) -> Node | None:
+        """The node that a policy keeps for the key, in whatever route it is now."""
+        # Neither shares, nor probes, nor a slow start may break up a session that goes well.
+        for route in self.routes:
+            policy: Any = route.policy
+            node: Node | None = policy.holder(route.nodes, call.key)
+            if node is not None and node not in call.tried and node.in_flight < self._limit:
+                return node
+        return None
 
     def _choose(self, call: Call) -> Route:
         assert self._bounds is not None  # noqa: S101 - for the type checker
@@ -138,19 +166,15 @@ class Balancer:
         point = self._random() if call.key is None else xxh64_intdigest(call.key.encode(), _SEED) / 2**64
         return self.routes[min(bisect(self._bounds, point), len(self.routes) - 1)]
 
-    def _pick_another(self, preferred: Route, call: Call, first: Node | None) -> Node | None:
-        """The way of the few: requests that were tried before, full nodes, and new ones that are warmed up.
-
-        `first` is what the policy of the preferred route picked already, if it was asked.
-        """
+    def _pick_another(self, preferred: Route, call: Call) -> Node | None:
+        """The way of the few: requests that were tried before, full nodes, and new ones that are warmed up."""
         full = False
         for route in (preferred, *(route for route in self.routes if route is not preferred)):
             tried = tuple(node for node in call.tried if node.group is route)
             if len(tried) < len(route.nodes):
-                if (node := self._pick_from(route, call, tried, first)) is not None:
+                if (node := self._pick_from(route, call, tried)) is not None:
                     return node
                 full = True
-            first = None
         if full:
             return None
         # All that are usable were tried. One that is ejected may work again; else one for the second time.
@@ -158,39 +182,37 @@ class Balancer:
         rest = [node for node in rest if node.in_flight < self._limit]
         return min(rest, key=lambda node: (node.in_flight, self._random())) if rest else None
 
-    def _pick_from(self, route: Route, call: Call, tried: tuple[Node, ...], first: Node | None) -> Node | None:
-        """A node of the route that was not tried and is not full; the first one, if nothing is against it."""
+    def _pick_from(self, route: Route, call: Call, tried: tuple[Node, ...]) -> Node | None:
+        """A node of the route that was not tried and is not full."""
         excluded: Collection[Node] = tried
-        draws = _DRAWS
+        spared: list[Node] = []
         call.in_flight = route.in_flight
+        pace = self._pace(route, call.now)
         while len(excluded) < len(route.nodes):
             call.excluded = excluded
-            # Asking for it again would give a node in its slow start a second chance with each request.
-            node, first = first or route.policy.pick(route.nodes, call), None
+            node = route.policy.pick(route.nodes, call)
             if node.in_flight >= self._limit:
-                excluded = {n for n in route.nodes if n in tried or n.in_flight >= self._limit}
-                draws = 0
-            elif draws and self._warming and self._is_held_back(node, call.now):
-                draws -= 1
-                if len(excluded) + 1 == len(route.nodes):
-                    return node
-                excluded = (*excluded, node)
-            else:
+                full = (n for n in route.nodes if n.in_flight >= self._limit)
+                excluded = {*excluded, *full}
+            elif pace is None or len(spared) >= _DRAWS or self._admits(node, pace, call.now):
                 return node
-        return None
+            else:
+                spared.append(node)
+                excluded = {*excluded, node}
+        # Better one that is new than none.
+        return spared[0] if spared else None
 
-    def _is_held_back(self, node: Node, now: float) -> bool:
-        since = self._warming.get(node)
-        if since is None or self._slow_start is None:
-            return False
-        factor = self._slow_start.factor(now - since)
-        if factor >= 1:
-            del self._warming[node]
-            return False
-        if len(self._warming) >= len(self.nodes):
-            # All are new: only how much newer than the oldest counts.
-            factor /= self._slow_start.factor(now - next(iter(self._warming.values())))
-        return self._random() >= factor
+    def _pace(self, route: Route, now: float) -> Pace | None:
+        """How fast new nodes of the route earn requests, with this one counted; None if there is no new one."""
+        if self._warm_up is None or not self._warm_up.is_on(now):
+            return None
+        if route.pace is None:
+            route.pace = self._warm_up.pace(route.nodes)
+        route.pace.picks += 1
+        return route.pace
+
+    def _admits(self, node: Node, pace: Pace, now: float) -> bool:
+        return self._warm_up is None or self._warm_up.admits(node, pace, now)
 
     def exhausted(self, tried: tuple[Node, ...]) -> bool:
         """Whether every node was tried that may be."""
@@ -217,8 +239,8 @@ class Balancer:
         # because nothing else was left; they decide equally.
         if outcome in (Outcome.SUCCESS, Outcome.ERROR):
             self._ejection.restore(node, now)
-            if self._slow_start is not None:
-                self._warming[node] = now
+            if self._warm_up is not None:
+                self._warm_up.begin(node, now)
         elif outcome in (Outcome.OURS, Outcome.LEFT):
             node.probing = False
         elif node.probing:
@@ -232,7 +254,8 @@ class Balancer:
             return
         log.warning("%s: %s fails: %s", self.name, node.address, attempt.error)
         self._ejection.eject(node, now)
-        self._warming.pop(node, None)
+        if self._warm_up is not None:
+            self._warm_up.forget(node)
         self._regroup()
 
     def _due(self, call: Call) -> Node | None:
@@ -253,6 +276,7 @@ class Balancer:
             node.group = NOWHERE
         self.routes = tuple(self._route(portion, known.get(portion.name)) for portion in portions)
         shares = [portion.share for portion in portions]
+        self._announcer.note(portions)
         self._bounds = None if len(shares) <= 1 or shares[0] >= 1 else list(accumulate(shares))
         self._probe_at = min((node.ejected_until or 0 for node in nodes if _awaits_probe(node)), default=math.inf)
 
@@ -261,23 +285,26 @@ class Balancer:
         same = before is not None and before.nodes == portion.nodes
         nodes = before.nodes if before is not None and same else portion.nodes
         if portion.name not in self._policies:
+            if len(self._policies) >= _POLICIES_KEPT:
+                self._policies = {route.name: route.policy for route in self.routes}
             self._policies[portion.name] = self._new_policy() if self._policies else self.policy
-        return Route(nodes, self._policies[portion.name], portion.name)
+        return Route(portion, nodes, self._policies[portion.name])
 
     def as_dict(self, now: float) -> dict[str, Any]:
         """The live state as plain data."""
         return {
             "policy": type(self.policy).__name__,
             "usable": sum(len(route.nodes) for route in self.routes),
+            "portions": [route.as_dict() for route in self.routes],
             "nodes": [node.as_dict(now) for node in self.nodes.values()],
         }
-
-
-def _is_open(node: Node) -> bool:
-    # Weight 0 means no new traffic, and another attempt is that as well; unless there are no other nodes.
-    return node.weight > 0 or node.group is not NOWHERE
 
 
 def _awaits_probe(node: Node) -> bool:
     # Weight 0 means no new traffic, and a probe is a request like any other.
     return node.ejected_until is not None and not node.probing and node.weight > 0
+
+
+def _is_open(node: Node) -> bool:
+    # Weight 0 means no new traffic, and another attempt is that as well; unless there are no other nodes.
+    return node.weight > 0 or node.group is not NOWHERE

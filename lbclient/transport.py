@@ -6,12 +6,10 @@ import asyncio
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from types import NoneType
 from typing import Any, Self
 
 import aiohttp
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
-from yarl import URL
 
 from discovery import Cache, Endpoint, OnEmpty, Snapshot, Source, Watcher
 from lbclient.balancer import Balancer
@@ -19,9 +17,11 @@ from lbclient.call import Call
 from lbclient.drain import Drain
 from lbclient.errors import AttemptsFailed
 from lbclient.node import Attempt
+from lbclient.options import above_zero, at_least, of_type, service_host, whole
 from lbclient.outcome import IDEMPOTENT, Outcome, classify, classify_status, may_be_repeated
 from lbclient.outlier import Ejection
-from lbclient.policies import PolicyOption, PowerOfTwo, policy_factory
+from lbclient.policies import PolicyOption, PowerOfTwo, Prequal, policy_factories
+from lbclient.probing import Prober
 from lbclient.routing import Routing, SlowStart
 from lbclient.service import Service
 
@@ -53,7 +53,7 @@ class BalancingMiddleware:
         self,
         services: Mapping[str, Source | Watcher | str],
         *,
-        policy: PolicyOption = PowerOfTwo,
+        policy: PolicyOption | Mapping[str, PolicyOption] = PowerOfTwo,
         routing: Routing | None = None,
         slow_start: SlowStart | None = None,
         max_attempts: int = 3,
@@ -67,44 +67,45 @@ class BalancingMiddleware:
         collapse: float | None = None,
         cache: Cache | str | Path | None = None,
     ) -> None:
-        if isinstance(max_attempts, bool) or not isinstance(max_attempts, int) or max_attempts < 1:
-            raise ValueError(f"max_attempts must be a whole number, 1 or more, not {max_attempts!r}")
-        _at_least("wait_for_endpoints", wait_for_endpoints, 0)
-        _at_least("drain_timeout", drain_timeout, 0)
-        _at_least("limit_per_node", limit_per_node, 0)
+        whole("max_attempts", max_attempts)
+        at_least("wait_for_endpoints", wait_for_endpoints, 0)
+        at_least("drain_timeout", drain_timeout, 0)
+        at_least("limit_per_node", limit_per_node, 0)
         if attempt_timeout is not None:
             above_zero("attempt_timeout", attempt_timeout)
-        _instance("ejection", ejection, Ejection)
-        _instance("routing", routing, Routing)
-        _instance("slow_start", slow_start, SlowStart)
+        of_type("ejection", ejection, Ejection)
+        of_type("routing", routing, Routing)
+        of_type("slow_start", slow_start, SlowStart)
         if not services:
             raise ValueError("at least one service is needed")
-        new_policy = policy_factory(policy)
+        new_policies = policy_factories(policy, services)
         self.max_attempts = max_attempts
         self.attempt_timeout = attempt_timeout
         self._drain = Drain(drain_timeout, self._is_listed)
         self._session: aiohttp.ClientSession | None = None
-        self._services = {
-            _valid_name(name): Service(
+        self._services: dict[str, Service] = {}
+        for name, origin in services.items():
+            prober = Prober(service_host(name))
+            balancer = Balancer(
+                name,
+                partial(prober.equip, new_policies[name]),
+                ejection=ejection,
+                limit_per_node=limit_per_node,
+                routing=routing,
+                slow_start=slow_start,
+            )
+            self._services[prober.name] = Service(
                 name,
                 origin,
-                Balancer(
-                    name,
-                    new_policy,
-                    ejection=ejection,
-                    limit_per_node=limit_per_node,
-                    routing=routing,
-                    slow_start=slow_start,
-                ),
+                balancer,
                 wait_for_endpoints=wait_for_endpoints,
                 on_left=self._drain.begin,
+                prober=prober if isinstance(balancer.policy, Prequal) else None,
                 on_empty=on_empty,
                 hold_for=hold_for,
                 collapse=collapse,
                 cache=cache,
             )
-            for name, origin in services.items()
-        }
         if len(self._services) < len(services):
             raise ValueError(f"service names differ in more than case, unlike {', '.join(services)}")
 
@@ -282,29 +283,3 @@ async def _settle(req: ClientRequest) -> None:
     await req.close()
     if "Expect" in req.headers:
         req.update_expect_continue()
-
-
-def _valid_name(name: str) -> str:
-    try:
-        valid = isinstance(name, str) and URL.build(scheme="http", host=name).raw_host == name.lower()
-    except ValueError:
-        valid = False
-    if not valid or ":" in name:
-        raise ValueError(f"a service name is a host name in URLs, as in http://users/; {name!r} cannot be one")
-    return name.lower()
-
-
-def above_zero(option: str, value: float) -> None:
-    """Raise a `ValueError` that names the option unless the value is a number above 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise ValueError(f"{option} must be above 0, not {value!r}")
-
-
-def _instance(option: str, value: object, kind: type) -> None:
-    if not isinstance(value, (kind, NoneType)):
-        raise TypeError(f"{option} must be of type {kind.__name__}, not {value!r}")
-
-
-def _at_least(option: str, value: float, least: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
-        raise ValueError(f"{option} must be {least} or more, not {value!r}")

@@ -50,7 +50,8 @@ def entry(checks: list[str] | None = None, **service: Any) -> dict[str, Any]:
 
 def read(made: Any, *names: str, **options: Any) -> list[Endpoint]:
     """What is in one entry; under each of the names and detected it must be the same."""
-    sets = [list(reader(name, **options)("n/1", made)) for name in (*names, "auto")]
+    found = [reader(name, **options)("n/1", made) for name in (*names, "auto")]
+    sets = [[each for each in content if isinstance(each, Endpoint)] for content in found]
     assert all(each == sets[0] for each in sets)
     return sets[0]
 

@@ -31,9 +31,9 @@ MODULES = {
     "discovery.news": "",
     "discovery.published": "news snapshot",
     "discovery.watcher": "backoff cache endpoint hold published snapshot source",
-    "discovery.records.fields": "endpoint",
-    "discovery.records.json_formats": "endpoint records.fields",
     "discovery.records.records": "endpoint",
+    "discovery.records.fields": "endpoint records.records",
+    "discovery.records.json_formats": "endpoint records.fields records.records",
     "discovery.records.formats": "endpoint records.fields records.json_formats records.records",
     "discovery.records": "records.formats records.records",
     "discovery.consul.conventions": "endpoint records.fields records.records",
@@ -82,32 +82,62 @@ MODULES = {
     ),
     "discovery.registrar": "registrar.registrar",
     "lbclient.errors": "",
+    "lbclient.load_report": "",
+    "lbclient.options": "",
+    "lbclient.policies.keys": "",
     "lbclient.routing.slow_start": "",
+    "lbclient.routing.subset": "discovery",
+    "lbclient.routing.where": "discovery",
     "lbclient.outcome": "errors",
+    "lbclient.load_reporter": "load_report",
     "lbclient.node": "errors outcome discovery",
     "lbclient.call": "node",
     "lbclient.drain": "node",
     "lbclient.outlier": "node outcome",
     "lbclient.policies.drawing": "node",
     "lbclient.policies.loads": "node",
+    "lbclient.policies.probe_pool": "node",
+    "lbclient.policies.ring": "node",
+    "lbclient.policies.table": "node",
     "lbclient.routing.portion": "node",
+    "lbclient.routing.priorities": "node",
+    "lbclient.routing.warm_up": "node routing.slow_start",
+    "lbclient.policies.bounded_load": "call node",
     "lbclient.policies.policy": "call node",
     "lbclient.policies.rotation": "call node",
     "lbclient.policies.least_request": "call node policies.loads",
     "lbclient.policies.sampling": "call node policies.drawing policies.loads",
-    "lbclient.routing.routing": "node routing.portion discovery",
-    "lbclient.policies.names": (
-        "policies.least_request policies.loads policies.policy policies.rotation policies.sampling"
+    "lbclient.routing.announcer": "routing.portion",
+    "lbclient.routing.zones": "node routing.portion",
+    "lbclient.policies.hashing": "call node policies.bounded_load policies.keys",
+    "lbclient.policies.prequal": (
+        "call load_report node policies.drawing policies.loads policies.probe_pool policies.sampling"
     ),
-    "lbclient.routing": "routing.portion routing.routing routing.slow_start",
+    "lbclient.policies.sticky": "call node policies.keys policies.policy policies.sampling",
+    "lbclient.routing.routing": (
+        "node routing.portion routing.priorities routing.subset routing.where routing.zones discovery"
+    ),
+    "lbclient.policies.maglev": "policies.hashing policies.keys policies.table",
+    "lbclient.policies.ring_hash": "policies.hashing policies.keys policies.ring",
+    "lbclient.routing": (
+        "routing.announcer routing.portion routing.routing routing.slow_start routing.subset routing.warm_up"
+    ),
+    "lbclient.policies.names": (
+        "policies.least_request policies.loads policies.maglev policies.policy policies.prequal "
+        "policies.ring_hash policies.rotation policies.sampling policies.sticky"
+    ),
     "lbclient.policies": (
-        "policies.least_request policies.loads policies.names policies.policy policies.rotation "
-        "policies.sampling"
+        "policies.keys policies.least_request policies.loads policies.maglev policies.names "
+        "policies.policy policies.prequal policies.ring_hash policies.rotation policies.sampling "
+        "policies.sticky"
     ),
     "lbclient.balancer": "call node outcome outlier policies routing discovery",
-    "lbclient.service": "balancer call errors node outcome discovery",
-    "lbclient.transport": "balancer call drain errors node outcome outlier policies routing service discovery",
-    "lbclient.session": "outlier policies routing transport discovery",
+    "lbclient.probing": "load_report node policies",
+    "lbclient.service": "balancer call errors node outcome probing discovery",
+    "lbclient.transport": (
+        "balancer call drain errors node options outcome outlier policies probing routing service discovery"
+    ),
+    "lbclient.session": "options outlier policies routing transport discovery",
 }
 
 FILES = {

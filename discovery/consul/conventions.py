@@ -14,13 +14,14 @@ from discovery.records.fields import (
     endpoints_at,
     expect_scheme,
     objects,
+    priority_in,
     registered_weight,
     suggested_weight,
     texts,
     valid_schemes,
     zone_in,
 )
-from discovery.records.records import Reader
+from discovery.records.records import Flaw, Reader
 
 __all__ = ["CONVENTIONS", "by_key", "reader"]
 
@@ -50,7 +51,7 @@ class _Instance(NamedTuple):
     urls: Sequence[str]
 
 
-_Convention = Callable[[_Instance, frozenset[str]], Iterable[Endpoint]]
+_Convention = Callable[[_Instance, frozenset[str]], Iterable[Endpoint | Flaw]]
 
 
 def reader(
@@ -74,7 +75,7 @@ def reader(
         raise ValueError(f"records must be one of auto, {', '.join(CONVENTIONS)}, not {name!r}")
     known = CONVENTIONS.get(name)
 
-    def read(key: str, entry: Any) -> Iterable[Endpoint]:
+    def read(key: str, entry: Any) -> Iterable[Endpoint | Flaw]:
         instance = _instance(key, entry, passing=passing)
         if instance is None:
             return ()
@@ -127,22 +128,23 @@ def _detected(instance: _Instance) -> str:
 
 
 def _plain(instance: _Instance, _: frozenset[str]) -> Iterable[Endpoint]:
-    """Address and port as they are, the zone from Meta; Registrator, Nomad and most others register no more."""
+    """Address and port as they are, zone and priority from Meta; Registrator and most others register no more."""
     return (_endpoint(instance),)
 
 
-def _kratos(instance: _Instance, schemes: frozenset[str]) -> Iterable[Endpoint]:
+def _kratos(instance: _Instance, schemes: frozenset[str]) -> Iterable[Endpoint | Flaw]:
     """Kratos: URLs of all its servers as tagged addresses, those of other schemes are left out; weight in Meta.
 
     Weights are on the scale of Kratos, as in etcd, times what Consul has for the status. An instance without
     URLs is read as Kratos does, as HTTP at its address.
     """
-    weight = instance.weight * suggested_weight(instance.meta.get("weight"), absent=_KRATOS_WEIGHT)
+    own, flaws = suggested_weight(instance.meta.get("weight"), absent=_KRATOS_WEIGHT)
+    weight = instance.weight * own
     if not instance.urls:
-        return (_endpoint(instance, weight=weight),)
+        return (_endpoint(instance, weight=weight), *flaws)
     metadata = {**_pairs(instance.tags, ("version",)), **instance.meta}
-    more = {"weight": weight, "zone": zone_in(metadata), "metadata": metadata, "id": instance.id}
-    return endpoints_at(instance.urls, schemes, **more)
+    more = {"weight": weight, "priority": priority_in(metadata), "zone": zone_in(metadata), "metadata": metadata}
+    return (*endpoints_at(instance.urls, schemes, id=instance.id, **more), *flaws)
 
 
 def _spring(instance: _Instance, schemes: frozenset[str]) -> Iterable[Endpoint]:
@@ -150,7 +152,7 @@ def _spring(instance: _Instance, schemes: frozenset[str]) -> Iterable[Endpoint]:
     secure = _secure(instance) or False
     expect_scheme("https" if secure else "http", schemes)
     metadata = {**_pairs(instance.tags), **instance.meta}
-    return (_endpoint(instance, tls=secure, metadata=metadata, zone=zone_in(metadata)),)
+    return (_endpoint(instance, tls=secure, metadata=metadata),)
 
 
 def _fabio(instance: _Instance, schemes: frozenset[str]) -> Iterable[Endpoint]:
@@ -175,8 +177,10 @@ CONVENTIONS: Mapping[str, _Convention] = MappingProxyType(
 
 
 def _endpoint(instance: _Instance, **other: Any) -> Endpoint:
-    own = {"weight": instance.weight, "zone": zone_in(instance.meta), "metadata": instance.meta, "id": instance.id}
-    return Endpoint(host=instance.host, port=instance.port, **{**own, **other})
+    own = {"weight": instance.weight, "metadata": instance.meta, "id": instance.id}
+    metadata = other.get("metadata", instance.meta)
+    placed = {"priority": priority_in(metadata), "zone": zone_in(metadata)}
+    return Endpoint(host=instance.host, port=instance.port, **{**own, **placed, **other})
 
 
 def _secure(instance: _Instance) -> bool | None:

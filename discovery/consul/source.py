@@ -18,7 +18,7 @@ from discovery.consul.environment import access
 from discovery.consul.follower import Follower, Pace
 from discovery.endpoint import Endpoint
 from discovery.records.fields import SCHEMES
-from discovery.records.records import Records, Weight
+from discovery.records.records import Flaw, Records, Weight
 from discovery.source import SourceError
 from discovery.tls import TLS
 
@@ -184,7 +184,7 @@ class Consul:
             pace=self._pace,
         )
 
-    def _read_text(self, key: str, text: str) -> Iterable[Endpoint | Weight]:
+    def _read_text(self, key: str, text: str) -> Iterable[Endpoint | Weight | Flaw]:
         return self._read(key, json.loads(text))
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from discovery.dns.client import Absent, Answer, DnsClient, RecordType, SrvRecord
-from discovery.endpoint import Endpoint
+from discovery.endpoint import Endpoint, join_host_port
 from discovery.source import SourceError
 
 __all__ = ["Kept", "Lookup", "shares"]
@@ -74,11 +75,11 @@ class Lookup:
             SourceError: no server answers usefully.
         """
         shown = name.removesuffix(".")
-        await self._use(shown, port, await self._addresses(name, self._types), 1.0, {"name": shown})
+        await self._use(shown, port, await self._addresses(name, self._types), {"name": shown})
         self._expect_some(name)
 
     async def services(self, name: str) -> None:
-        """Find the targets of the SRV records with the lowest priority number of which one exists.
+        """Find the targets of SRV records, of all priorities.
 
         Raises:
             Absent: there is no such name, it has no SRV records, or none of their targets exists.
@@ -88,33 +89,37 @@ class Lookup:
         self.ttl = min(self.ttl, answer.ttl)
         # The target "." says that there is no such service (RFC 2782).
         records = [record for record in answer.records if record.target]
-        for priority in sorted({record.priority for record in records}):
-            group = [record for record in records if record.priority == priority]
-            if await self._use_group(group, answer):
-                return self._expect_some(name)
-        if records:
-            raise Absent(f"DNS: no target in the SRV records of {name} exists")
-        return None
-
-    async def _use_group(self, group: list[SrvRecord], answer: Answer) -> bool:
-        """Use the records of one priority; False if none of their targets exists."""
-        targets = sorted({record.target for record in group})
+        if not records:
+            return
+        targets = sorted({record.target for record in records})
         results = await asyncio.gather(*(self._target(target, answer) for target in targets))
         found = dict(zip(targets, results, strict=True))
-        failures = [result for result in results if isinstance(result, SourceError)]
-        transient = [failure for failure in failures if not isinstance(failure, Absent)]
-        if len(failures) == len(results):
-            if transient:
+        known = {target: self._or_instead(target, result) for target, result in found.items()}
+        for priority in sorted({record.priority for record in records}):
+            group = [record for record in records if record.priority == priority]
+            failures = [failure for record in group if isinstance(failure := found[record.target], SourceError)]
+            transient = [failure for failure in failures if not isinstance(failure, Absent)]
+            if transient and len(failures) == len(group) and not self.endpoints:
                 # A glitch of a resolver is no reason to go over to the servers of another priority.
                 raise transient[0]
-            return False
+            await self._use_group(group, known)
+        if all(isinstance(result, Absent) for result in results):
+            raise Absent(f"DNS: no target in the SRV records of {name} exists")
+        self._expect_some(name)
+
+    async def _use_group(self, group: Sequence[SrvRecord], known: Mapping[str, Sequence[str]]) -> None:
+        """Use the records of one priority."""
+        # An address that stands at several priorities is one server, and the first one counts.
+        preferred = {endpoint.address for endpoint in self.endpoints}
         for record, share in zip(group, shares(record.weight for record in group), strict=True):
-            addresses = found[record.target]
-            if isinstance(addresses, SourceError):
-                addresses = self._instead(record.target, addresses)
+            addresses = known[record.target]
             metadata = {"name": record.target, "priority": str(record.priority)}
-            await self._use(record.target, record.port, addresses, share / max(len(addresses), 1), metadata)
-        return True
+            more = {"weight": share / max(len(addresses), 1), "priority": record.priority}
+            fresh = [host for host in addresses if join_host_port(host, record.port) not in preferred]
+            await self._use(record.target, record.port, fresh, metadata, **more)
+
+    def _or_instead(self, target: str, found: list[str] | SourceError) -> list[str]:
+        return self._instead(target, found) if isinstance(found, SourceError) else found
 
     def _instead(self, target: str, error: SourceError) -> list[str]:
         """What is used for a target that could not be resolved, while others could."""
@@ -178,11 +183,11 @@ class Lookup:
             await asyncio.gather(*tasks.values(), return_exceptions=True)
 
     async def _use(
-        self, name: str, port: int, addresses: Iterable[str], weight: float, metadata: Mapping[str, str]
+        self, name: str, port: int, addresses: Iterable[str], metadata: Mapping[str, str], **more: Any
     ) -> None:
         for host in addresses:
             try:
-                endpoint = Endpoint(host=host, port=port, weight=weight, metadata=metadata, id=name)
+                endpoint = Endpoint(host=host, port=port, metadata=metadata, id=name, **more)
             except ValueError as error:
                 self._skip(f"{name} at {host} port {port}", str(error))
             else:

@@ -45,8 +45,8 @@ class Dns:
     not do: it reads neither /etc/hosts nor asks about `localhost` elsewhere than in DNS; it notices a
     silent server only when it asks, so within `max_ttl + timeout` seconds.
 
-    Of SRV records those with the lowest priority number are used, of which at least one target exists; the number
-    is in `metadata["priority"]`. A record's weight is shared by the addresses of its target. Weight 0
+    SRV records of all priorities are listed: lower ones are preferred, and it is for the balancer to keep to that.
+    A record's weight is shared by the addresses of its target. Weight 0
     means a very small share: all records of weight 0 together get a hundredth of the other weights, at most 1,
     which is what the algorithm of RFC 2782 gives them; where all weights are 0 they are equal.
 

@@ -20,6 +20,7 @@ _KEYS: Mapping[str, tuple[Any, str]] = MappingProxyType(
         "host": (str, "text"),
         "port": (int, "a whole number"),
         "weight": ((int, float), "a number"),
+        "priority": (int, "a whole number"),
         "zone": (str, "text"),
         "tls": (bool, "true or false"),
         "metadata": (Mapping, "a mapping"),

@@ -43,10 +43,10 @@ class File:
     """The endpoints in a file: a list, or a mapping with the list as `endpoints`, in JSON or YAML.
 
     An entry is text (`10.0.0.1:8080`, `https://host`) or a mapping with `address`, or `host` and `port`, and as
-    wanted `weight`, `zone`, `tls`, `metadata`, `id`. A caller may rely on: a change is seen within `interval` and
-    about 0.1 s, whether the file was written in place, replaced by renaming, or a symbolic link on the way to
-    it was changed, as Kubernetes does. A file that is missing, broken, empty (0 bytes) or without any good
-    entry is an error, never an empty set; an empty list is one. A bad entry beside good ones is in
+    wanted `weight`, `priority`, `zone`, `tls`, `metadata`, `id`. A caller may rely on: a change is seen within
+    `interval` and about 0.1 s, whether the file was written in place, replaced by renaming, or a symbolic link on
+    the way to it was changed, as Kubernetes does. A file that is missing, broken, empty (0 bytes) or without any
+    good entry is an error, never an empty set; an empty list is one. A bad entry beside good ones is in
     `skipped`. Files are read and parsed in a thread. What it does not do: it cannot tell a YAML list from its
     beginning, so replace YAML files by renaming, as editors do; aliases (`*name`) are refused.
 

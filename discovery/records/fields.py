@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from discovery.endpoint import Endpoint, split_host_port
+from discovery.records.records import Flaw
 
 __all__ = [
     "SCHEMES",
@@ -19,7 +20,10 @@ __all__ = [
     "endpoints_at",
     "expect_scheme",
     "objects",
+    "priority_in",
+    "registered_priority",
     "registered_weight",
+    "suggested",
     "suggested_weight",
     "texts",
     "valid_schemes",
@@ -34,6 +38,7 @@ _SECURED = {"http": "https", "ws": "wss", "grpc": "grpcs"}
 _OVER_TLS = frozenset(_SECURED.values())
 _PORTS = {"http": 80, "ws": 80, "grpc": 80, "https": 443, "wss": 443, "grpcs": 443}
 _YES = frozenset({"1", "t", "true"})  # what Go's strconv.ParseBool takes for true, in lower case
+_WHOLE = re.compile(r"[+-]?[0-9]{1,9}")
 _LONGEST_QUOTE = 60  # characters of a value that a reason repeats
 
 
@@ -131,12 +136,46 @@ def registered_weight(value: Any, *, absent: float = 1.0) -> float:
     return weight
 
 
-def suggested_weight(value: Any, *, absent: float = 1.0) -> float:
-    """The weight in free-form metadata: what is none is somebody's own use of the word, and counts as `absent`."""
-    try:
-        return registered_weight(value, absent=absent)
-    except ValueError:
+def registered_priority(value: Any, *, absent: int = 0) -> int:
+    """The priority in a field that is there for priorities; `absent` if it is None.
+
+    Raises:
+        ValueError: it is no whole number.
+    """
+    if value is None:
         return absent
+    if type(value) is not int:
+        raise RecordError(f"priority must be a whole number, not {_quoted(value)}")
+    return value
+
+
+def suggested_weight(value: Any, *, absent: float = 1.0) -> tuple[float, tuple[Flaw, ...]]:
+    """The weight in free-form metadata, and what is wrong with it.
+
+    What is none counts as `absent`. A number that cannot be a weight is a flaw of the record; other text is
+    somebody's own use of the word.
+    """
+    try:
+        return registered_weight(value, absent=absent), ()
+    except ValueError as error:
+        return absent, (Flaw(f"{error}: it counts as {absent:g}"),) if _is_number(value) else ()
+
+
+def priority_in(metadata: Mapping[str, Any]) -> int:
+    """The priority in metadata: the whole number under `priority`, 0 if there is none."""
+    value = metadata.get("priority")
+    if isinstance(value, str):
+        return int(value) if _WHOLE.fullmatch(value) else 0
+    return value if type(value) is int else 0
+
+
+def suggested(metadata: Mapping[str, Any], *, weight: float = 1.0) -> tuple[dict[str, Any], tuple[Flaw, ...]]:
+    """What free-form metadata says of weight, priority and zone, as arguments of `Endpoint`; and what is wrong.
+
+    `weight` is the one of a record without.
+    """
+    found, flaws = suggested_weight(metadata.get("weight"), absent=weight)
+    return {"weight": found, "priority": priority_in(metadata), "zone": zone_in(metadata)}, flaws
 
 
 def texts(value: Any, what: str = "metadata") -> dict[str, str]:
@@ -172,6 +211,13 @@ def zone_in(metadata: Mapping[str, Any]) -> str:
 def clean(text: str) -> str:
     """Without lone surrogates: JSON may spell them, and they fail later, wherever the text is written out."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and float(value) is not None
+    except (TypeError, ValueError, OverflowError):
+        return isinstance(value, int)
 
 
 def _text(value: Any) -> str:

@@ -15,12 +15,13 @@ from discovery.records.fields import (
     SCHEMES,
     RecordError,
     endpoint_at,
+    priority_in,
     registered_weight,
     valid_schemes,
     zone_in,
 )
 from discovery.records.json_formats import apisix, etcd_naming, go_micro, kitex, kratos, skydns
-from discovery.records.records import Reader, Weight
+from discovery.records.records import Flaw, Reader, Weight
 
 __all__ = ["FORMATS", "Format", "reader"]
 
@@ -40,7 +41,7 @@ class Format:
             some writers create the "directory" that way.
     """
 
-    parse: Callable[[str, Any, frozenset[str]], Iterable[Endpoint | Weight]]
+    parse: Callable[[str, Any, frozenset[str]], Iterable[Endpoint | Weight | Flaw]]
     empty: bool = False
 
 
@@ -62,7 +63,7 @@ def reader(name: str = "auto", *, schemes: str | Iterable[str] = SCHEMES) -> Rea
         raise ValueError(f"records must be one of auto, {', '.join(FORMATS)}, not {name!r}")
     known = FORMATS.get(name)
 
-    def read(key: str, value: bytes) -> Iterable[Endpoint | Weight]:
+    def read(key: str, value: bytes) -> Iterable[Endpoint | Weight | Flaw]:
         record = _decoded(value)
         form = known or FORMATS[_detected(key, record)]
         return form.parse(key, record, wanted) if record != "" or form.empty else ()
@@ -127,8 +128,8 @@ def _rpcx(key: str, record: Any, _: frozenset[str]) -> Iterable[Endpoint]:
     if metadata.get("state") == "inactive":
         return ()
     host, port = split_host_port(address)
-    weight = registered_weight(metadata.get("weight"))
-    return (Endpoint(host=host, port=port, weight=weight, zone=zone_in(metadata), metadata=metadata, id=key),)
+    more: dict[str, Any] = {"weight": registered_weight(metadata.get("weight")), "priority": priority_in(metadata)}
+    return (Endpoint(host=host, port=port, zone=zone_in(metadata), metadata=metadata, id=key, **more),)
 
 
 def _traefik(key: str, record: Any, schemes: frozenset[str]) -> Iterable[Endpoint | Weight]:

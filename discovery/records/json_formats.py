@@ -13,11 +13,14 @@ from discovery.records.fields import (
     endpoint_at,
     endpoints_at,
     objects,
+    priority_in,
+    registered_priority,
     registered_weight,
-    suggested_weight,
+    suggested,
     texts,
     zone_in,
 )
+from discovery.records.records import Flaw
 
 __all__ = ["apisix", "etcd_naming", "go_micro", "kitex", "kratos", "skydns"]
 
@@ -25,13 +28,14 @@ __all__ = ["apisix", "etcd_naming", "go_micro", "kitex", "kratos", "skydns"]
 _KRATOS_WEIGHT = 100.0  # selector/node/direct of Kratos
 _KITEX_WEIGHT = 10.0  # etcd_resolver.go of Kitex' registry-etcd
 _SKYDNS_WEIGHT = 100.0  # plugin/backend_lookup.go of CoreDNS
+_SKYDNS_PRIORITY = 10  # plugin/etcd/etcd.go of CoreDNS
 
 
-def etcd_naming(key: str, record: Any, schemes: frozenset[str]) -> Iterable[Endpoint]:
+def etcd_naming(key: str, record: Any, schemes: frozenset[str]) -> Iterable[Endpoint | Flaw]:
     """`Update` of go.etcd.io/etcd/client/v3/naming: Op (0 add, 1 delete), Addr, Metadata of any kind.
 
-    A weight in the metadata is taken if it is one: nobody prescribes what metadata is. `"tls": true` in it is what
-    our own registrar writes.
+    Weight, priority and zone in the metadata are taken if they are such: nobody prescribes what metadata is.
+    `"tls": true` in it is what our own registrar writes.
     """
     record = _object(record, '{"Op": 0, "Addr": "host:port"}')
     operation, address, metadata = record.get("Op", 0), record.get("Addr"), record.get("Metadata")
@@ -42,18 +46,19 @@ def etcd_naming(key: str, record: Any, schemes: frozenset[str]) -> Iterable[Endp
     if not isinstance(address, str):
         raise RecordError(f"Addr must be a string host:port, not {address!r}")
     more: dict[str, Any] = {}
+    flaws: tuple[Flaw, ...] = ()
     if isinstance(metadata, dict):
-        weight = suggested_weight(metadata.get("weight"))
-        more = {"metadata": texts(metadata), "weight": weight, "zone": zone_in(metadata)}
+        more, flaws = suggested(metadata)
+        more["metadata"] = texts(metadata)
     elif metadata is not None:
         more = {"metadata": texts({"Metadata": metadata})}
     endpoint = endpoint_at(address, schemes, id=key, **more)
     if isinstance(metadata, dict) and metadata.get("tls") is True and "://" not in address:
         endpoint = replace(endpoint, tls=True)
-    return (endpoint,)
+    return (endpoint, *flaws)
 
 
-def kratos(key: str, record: Any, schemes: frozenset[str]) -> Iterable[Endpoint]:
+def kratos(key: str, record: Any, schemes: frozenset[str]) -> Iterable[Endpoint | Flaw]:
     """Kratos' `ServiceInstance`: URLs of all its servers in `endpoints`, those of other schemes are left out.
 
     The weight is in the metadata, and is Kratos' own default where it is none, as for Kratos' clients.
@@ -65,30 +70,24 @@ def kratos(key: str, record: Any, schemes: frozenset[str]) -> Iterable[Endpoint]
     if not isinstance(endpoints, list):
         raise RecordError("endpoints must be a list of URLs")
     metadata = texts(record.get("metadata"))
-    weight = suggested_weight(metadata.get("weight"), absent=_KRATOS_WEIGHT)
-    more = {"weight": weight, "zone": zone_in(metadata), "metadata": _versioned(metadata, record), "id": key}
-    return endpoints_at(endpoints, schemes, **more)
+    more, flaws = suggested(metadata, weight=_KRATOS_WEIGHT)
+    return (*endpoints_at(endpoints, schemes, metadata=_versioned(metadata, record), id=key, **more), *flaws)
 
 
-def go_micro(key: str, record: Any, schemes: frozenset[str]) -> Iterable[Endpoint]:
+def go_micro(key: str, record: Any, schemes: frozenset[str]) -> Iterable[Endpoint | Flaw]:
     """go-micro's `Service`: `nodes` with an address and metadata each, of which `protocol` is the URL's scheme.
 
     Nodes of other protocols (go-micro's own servers register mucp and grpc) are left out; one without is taken.
     """
     record = _object(record, '{"nodes": [{"address": "host:port"}]}')
-    found: list[Endpoint] = []
+    found: list[Endpoint | Flaw] = []
     for node in objects(record.get("nodes"), "nodes"):
         metadata = texts(record.get("metadata")) | texts(node.get("metadata"))
         address, protocol = node.get("address"), metadata.get("protocol")
         url = f"{protocol}://{address}" if protocol and isinstance(address, str) else address
-        found += endpoints_at(
-            [url],
-            schemes,
-            weight=suggested_weight(metadata.get("weight")),
-            zone=zone_in(metadata),
-            metadata=_versioned(metadata, record),
-            id=key,
-        )
+        more, flaws = suggested(metadata)
+        found += endpoints_at([url], schemes, metadata=_versioned(metadata, record), id=key, **more)
+        found += flaws
     return found
 
 
@@ -107,14 +106,15 @@ def kitex(key: str, record: Any, _: frozenset[str]) -> Iterable[Endpoint]:
     host, port = split_host_port(address)
     # 0 is what Go writes where none was set, and no weight for Kitex' own clients either.
     weight = registered_weight(record.get("weight")) if record.get("weight") else _KITEX_WEIGHT
-    return (Endpoint(host=host, port=port, weight=weight, zone=zone_in(tags), metadata=tags, id=key),)
+    priority, zone = priority_in(tags), zone_in(tags)
+    return (Endpoint(host=host, port=port, weight=weight, priority=priority, zone=zone, metadata=tags, id=key),)
 
 
 def skydns(key: str, record: Any, _: frozenset[str]) -> Iterable[Endpoint]:
     """SkyDNS' and CoreDNS' `Service`: the content of an SRV record; its name is the key's path, read backwards.
 
     Records for other types (an address without port, text, mail) name no server. Priority, time to live and
-    text are kept as metadata; the priority decides nothing here.
+    text are kept as metadata. As in SRV records, lower priorities are preferred.
     """
     record = _object(record, '{"host": "10.0.0.1", "port": 8080}')
     host, port = record.get("host"), record.get("port")
@@ -126,14 +126,19 @@ def skydns(key: str, record: Any, _: frozenset[str]) -> Iterable[Endpoint]:
     path = [clean(part) for part in key.split("/") if part]
     if path[:1] == ["skydns"]:
         metadata["name"] = ".".join(reversed(path[1:]))
+    # 0 is what Go writes where none was set.
     weight = registered_weight(record.get("weight")) if record.get("weight") else _SKYDNS_WEIGHT
-    return (Endpoint(host=host, port=port, weight=weight, metadata=metadata, id=key),)
+    priority = registered_priority(record.get("priority")) or _SKYDNS_PRIORITY
+    if priority < 0:
+        raise RecordError(f"priority must not be negative, not {priority}")
+    return (Endpoint(host=host, port=port, weight=weight, priority=priority, metadata=metadata, id=key),)
 
 
 def apisix(key: str, record: Any, schemes: frozenset[str]) -> Iterable[Endpoint]:
     """APISIX' upstream: `nodes` as a mapping from address to weight, or as a list of objects; `scheme` for all.
 
-    The priority is kept as metadata and decides nothing here. Nodes of APISIX' own discovery are not looked up.
+    Higher priorities are preferred there, so an endpoint has the negative of it; in the metadata it is as it was
+    written. Nodes of APISIX' own discovery are not looked up.
     """
     if record == "init_dir":
         return ()  # what APISIX writes to make a "directory"
@@ -151,9 +156,10 @@ def apisix(key: str, record: Any, schemes: frozenset[str]) -> Iterable[Endpoint]
         metadata = labels | texts(node.get("metadata"))
         if node.get("priority") is not None:
             metadata |= texts({"priority": node["priority"]})
-        weight, zone = registered_weight(node.get("weight")), zone_in(metadata)
+        more = {"weight": registered_weight(node.get("weight")), "zone": zone_in(metadata)}
+        priority = -registered_priority(node.get("priority"))
         url = f"{scheme}://{_apisix_address(node)}"
-        found.append(endpoint_at(url, schemes, weight=weight, zone=zone, metadata=metadata, id=key))
+        found.append(endpoint_at(url, schemes, priority=priority, metadata=metadata, id=key, **more))
     return found
 
 

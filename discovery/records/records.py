@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from discovery.endpoint import Endpoint
 
-__all__ = ["Reader", "Records", "Weight"]
+__all__ = ["Flaw", "Reader", "Records", "Weight"]
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,18 @@ class Weight:
             raise ValueError(f"weight must be finite and not negative, not {self.value!r}")
 
 
-Reader = Callable[[str, V], Iterable[Endpoint | Weight]]
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """What a record may hold besides: something in it that could not be used, while the rest can.
+
+    Attributes:
+        why: for a log line.
+    """
+
+    why: str
+
+
+Reader = Callable[[str, V], Iterable[Endpoint | Weight | Flaw]]
 """What is in a record, given key and value; any exception says why it cannot be read."""
 
 _LONGEST_REASON = 300  # characters; a reason may quote a value, and a value may be megabytes
@@ -49,8 +60,8 @@ class Records(Generic[V]):
     A caller may rely on: whatever a record contains, nothing is raised; a change costs the parsing of what
     changed and no more; `endpoints` is the same object as long as nothing changed. A record that cannot
     be read is skipped and logged once, until it was good in between; if it was good before, its last
-    good content stays. In which order records come makes no difference. Endpoints are neither sorted
-    nor free of duplicates: the watcher does that.
+    good content stays. A flaw is logged likewise. In which order records come makes no difference. Endpoints
+    are neither sorted nor free of duplicates: the watcher does that.
 
     Args:
         read: what is in one record, given key and value; nothing at all is fine, any exception says why not.
@@ -65,6 +76,7 @@ class Records(Generic[V]):
         self._weights: dict[str, dict[str, float]] = {}  # key of endpoints -> key of a weight -> that weight
         self._shown: dict[str, tuple[Endpoint, ...]] = {}
         self._skipped: dict[str, str] = {}
+        self._flawed: set[str] = set()
         self._endpoints: Sequence[Endpoint] | None = ()
 
     @property
@@ -90,12 +102,13 @@ class Records(Generic[V]):
             self._skip(key, error)
             return
         self._skipped.pop(key, None)
-        self._apply(key, found)
+        self._apply(key, self._without_flaws(key, found))
 
     def delete(self, key: str) -> None:
         """Forget one record; an unknown key is fine."""
         self._values.pop(key, None)
         self._skipped.pop(key, None)
+        self._flawed.discard(key)
         self._apply(key, ())
 
     def replace(self, records: Mapping[str, V]) -> None:
@@ -118,9 +131,23 @@ class Records(Generic[V]):
         """An independent copy with the same memory of what was good and what was logged."""
         twin = Records(self._read, source=self._source)
         twin._values, twin._good, twin._skipped = self._values.copy(), self._good.copy(), self._skipped.copy()
+        twin._flawed = self._flawed.copy()
         twin._shown, twin._weights = self._shown.copy(), {key: each.copy() for key, each in self._weights.items()}
         twin._endpoints = self.endpoints
         return twin
+
+    def _without_flaws(
+        self, key: str, found: tuple[Endpoint | Weight | Flaw, ...]
+    ) -> tuple[Endpoint | Weight, ...]:
+        """What can be used; flaws are logged, once until the record had none in between."""
+        useful = tuple(each for each in found if not isinstance(each, Flaw))
+        if len(useful) == len(found):
+            self._flawed.discard(key)
+        elif key not in self._flawed:
+            self._flawed.add(key)
+            why = next(each.why for each in found if isinstance(each, Flaw))
+            self._log(key, " read in part", _printable(why))
+        return useful
 
     def _apply(self, key: str, found: tuple[Endpoint | Weight, ...]) -> None:
         """Make this the good content of a record."""
@@ -160,14 +187,20 @@ class Records(Generic[V]):
 
     def _skip(self, key: str, error: Exception) -> None:
         reason = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        reason = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}..."
-        # A value that is quoted must not be able to write log lines of its own.
-        reason = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in reason)
+        reason = _printable(reason)
         if key not in self._skipped:
-            kept = ", its last good value stays" if self._good.get(key) else ""
-            where = f"{self._source}: " if self._source else ""
-            log.warning("%srecord %a skipped%s: %s", where, key, kept, reason)
+            self._log(key, " skipped, its last good value stays" if self._good.get(key) else " skipped", reason)
         self._skipped[key] = reason
+
+    def _log(self, key: str, what: str, why: str) -> None:
+        where = f"{self._source}: " if self._source else ""
+        log.warning("%srecord %a%s: %s", where, key, what, why)
+
+
+def _printable(reason: str) -> str:
+    # A value that is quoted must not be able to write log lines of its own.
+    reason = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}..."
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in reason)
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -161,13 +161,17 @@ def _weight(weight: float) -> int:
 
 def _meta(endpoint: Endpoint) -> dict[str, str]:
     # `secure` is how Spring Cloud says that an instance expects TLS.
-    own = ({"zone": endpoint.zone} if endpoint.zone else {}) | ({"secure": "true"} if endpoint.tls else {})
-    for name in ("zone", "secure"):
-        if endpoint.metadata.get(name, own.get(name, "")) != own.get(name, ""):
+    own = {
+        "priority": str(endpoint.priority) if endpoint.priority else "",
+        "zone": endpoint.zone,
+        "secure": "true" if endpoint.tls else "",
+    }
+    for name, said in own.items():
+        if endpoint.metadata.get(name, said) != said:
             raise ValueError(
-                f"Consul: metadata {name}={endpoint.metadata[name]!r} contradicts the endpoint's own zone or tls"
+                f"Consul: metadata {name}={endpoint.metadata[name]!r} contradicts the endpoint's own {name}"
             )
-    meta = {**endpoint.metadata, **own}
+    meta = {**endpoint.metadata, **{name: said for name, said in own.items() if said}}
     for name, value in meta.items():
         if not _META_KEY.fullmatch(name) or len(value.encode()) > _LONGEST_META:
             raise ValueError(

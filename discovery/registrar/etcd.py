@@ -23,7 +23,7 @@ log = logging.getLogger("discovery.registrar")
 
 _NOT_FOUND = 5  # gRPC status code
 _WRITTEN = ("etcd", "address")
-_OWN = ("weight", "zone", "tls")  # of the metadata, these say what the endpoint itself says
+_OWN = ("weight", "priority", "zone", "tls")  # of the metadata, these say what the endpoint itself says
 
 _Entry = tuple[bytes, str]  # value, and the id of the lease as a decimal number, "0" for none
 
@@ -170,10 +170,12 @@ class EtcdRegistration(Registration[EtcdClient]):
 
 
 def _naming(endpoint: Endpoint) -> bytes:
-    """As go.etcd.io/etcd/client/v3/naming does; weight, zone and tls stand beside the metadata."""
+    """As go.etcd.io/etcd/client/v3/naming does; weight, priority, zone and tls stand beside the metadata."""
     own: dict[str, Any] = {}
     if endpoint.weight != 1:
         own["weight"] = int(endpoint.weight) if endpoint.weight == int(endpoint.weight) else endpoint.weight
+    if endpoint.priority:
+        own["priority"] = endpoint.priority
     if endpoint.zone:
         own["zone"] = endpoint.zone
     if endpoint.tls:
@@ -191,8 +193,10 @@ def _naming(endpoint: Endpoint) -> bytes:
 
 
 def _address(endpoint: Endpoint) -> bytes:
-    if endpoint.weight != 1 or endpoint.zone or endpoint.metadata:
-        raise ValueError("etcd: records='address' has no place for weight, zone and metadata; records='etcd' has")
+    if endpoint.weight != 1 or endpoint.priority or endpoint.zone or endpoint.metadata:
+        raise ValueError(
+            "etcd: records='address' has no place for weight, priority, zone and metadata; records='etcd' has"
+        )
     return (f"https://{endpoint.address}" if endpoint.tls else endpoint.address).encode()
 
 

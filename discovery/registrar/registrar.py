@@ -192,7 +192,7 @@ class Registrar:
             raise TimeoutError(f"{self.name}: not registered within {timeout} s: {why}") from None
 
     async def update(self, endpoint: Endpoint) -> None:
-        """Describe the server anew (weight, zone, metadata, TLS) without a gap; returns when the registry has it.
+        """Describe the server anew (weight, zone, metadata, ...) without a gap; returns when the registry has it.
 
         During an outage that may take long; giving up the waiting does not take back the update.
 

@@ -65,6 +65,7 @@ class _WithCommand(click.Command):
     "--address", required=True, metavar="HOST:PORT", help="Where clients reach the server; https:// for TLS."
 )
 @click.option("--weight", type=float, default=1.0, help="Its share of the traffic under load; 1 by default.")
+@click.option("--priority", type=int, default=0, help="Lower ones are preferred to higher ones; 0 by default.")
 @click.option("--zone", default="", help="Where it stands.")
 @click.option("--meta", multiple=True, callback=_pairs, metavar="KEY=VALUE", help="Metadata; may be repeated.")
 @click.option("--tag", "tags", multiple=True, help="A tag in Consul; may be repeated. Those of URL by default.")
@@ -117,7 +118,7 @@ def register(
     lines = _Lines(address, err=bool(command), as_json=as_json)
     asked = _Health(health) if health else None
     try:
-        described = {"weight": options.pop("weight"), "zone": options.pop("zone"), "metadata": meta}
+        described = {name: options.pop(name) for name in ("weight", "priority", "zone")} | {"metadata": meta}
         endpoint = Endpoint.parse(address, **described)
     except ValueError as error:
         raise click.BadParameter(f"{address!r}: {error}", context, param_hint="--address or --weight") from None

@@ -22,7 +22,7 @@ _ONCE_TIMEOUT = 5.0
 # A line of a terminal is not the place for thousands of addresses; --json and pipes get them all.
 _MOST_ON_TERMINAL = 20
 # Registered as metadata by some, and shown from the endpoint's own fields.
-_SHOWN = ("weight", "zone", "tls", "secure")
+_SHOWN = ("weight", "priority", "zone", "tls", "secure")
 _COLOURS = {"live": "green", "held": "yellow", "stale": "yellow", "starting": "yellow"}
 
 
@@ -194,6 +194,8 @@ def _described(endpoint: Endpoint) -> str:
     parts = [endpoint.address]
     if endpoint.weight != 1:
         parts.append(f"weight={endpoint.weight:g}")
+    if endpoint.priority:
+        parts.append(f"priority={endpoint.priority}")
     if endpoint.zone:
         parts.append(f"zone={endpoint.zone}")
     if endpoint.tls:

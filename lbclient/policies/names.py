@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 from lbclient.policies.least_request import LeastRequest
 from lbclient.policies.loads import peak_ewma
+from lbclient.policies.maglev import Maglev
 from lbclient.policies.policy import Policy
+from lbclient.policies.prequal import Prequal
+from lbclient.policies.ring_hash import RingHash
 from lbclient.policies.rotation import RoundRobin
 from lbclient.policies.sampling import PowerOfTwo, Random
+from lbclient.policies.sticky import Sticky
 
-__all__ = ["POLICIES", "PolicyOption", "policy_factory"]
+__all__ = ["POLICIES", "PolicyOption", "policy_factories", "policy_factory"]
 
 PolicyOption = str | Policy | Callable[[], Policy]
 
@@ -23,6 +27,10 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "least_request": LeastRequest,
     "power_of_two": PowerOfTwo,
     "peak_ewma": partial(PowerOfTwo, load=peak_ewma),
+    "ring_hash": RingHash,
+    "maglev": Maglev,
+    "sticky": Sticky,
+    "prequal": Prequal,
 }
 
 
@@ -57,3 +65,18 @@ def policy_factory(policy: PolicyOption) -> Callable[[], Policy]:
     if isinstance(made, type) or not isinstance(made, Policy):
         raise TypeError(f"policy must have a method pick(nodes, call), {made!r} has none")
     return policy
+
+
+def policy_factories(
+    policy: PolicyOption | Mapping[str, PolicyOption], services: Collection[str]
+) -> dict[str, Callable[[], Policy]]:
+    """A factory for each service, where the policy may be a mapping from some of their names.
+
+    Raises:
+        ValueError, TypeError: as `policy_factory`, and for a name that is no service.
+    """
+    if not isinstance(policy, Mapping):
+        return dict.fromkeys(services, policy_factory(policy))
+    if unknown := [name for name in policy if name not in services]:
+        raise ValueError(f"policy has {unknown[0]!r}, which is no service; there are {', '.join(services)}")
+    return {name: policy_factory(policy.get(name, PowerOfTwo)) for name in services}

@@ -11,8 +11,10 @@ __all__ = ["SlowStart"]
 class SlowStart:
     """How a node that is new or comes back gets its share of the requests bit by bit (Envoy's formula).
 
-    It holds for every policy: a node that is picked during its window takes the request with probability
-    `factor(age)`, and otherwise another one is picked.
+    It holds for every policy: during its window a node takes at most `factor(age)` of its fair share of the
+    requests, and the others take the rest. Where more than half of them are new, they take more than that: the
+    older ones never get more than three times their share, and a set that is all new is not slowed at all. Neither
+    are the nodes that are there from the beginning. Those that come back from an ejection are warmed up, too.
 
     Attributes:
         window: seconds until a node gets its whole share.

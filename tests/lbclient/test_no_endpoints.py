@@ -34,7 +34,7 @@ async def test_a_silent_registry_is_waited_for_and_no_longer() -> None:
             await session.get("http://users/x")
         assert 0.1 <= time.monotonic() - began < 2
     assert str(caught.value) == (
-        "service 'users' has no endpoint after waiting 0.1 s: 0 known, 0 healthy, 0 tried; "
+        "service 'users' has no endpoint after waiting 0.1 s: 0 known, 0 matching, 0 healthy, 0 tried; "
         "discovery (Silent()): 0 endpoints, starting"
     )
     assert attempts(caught.value) == ()
@@ -124,7 +124,7 @@ async def test_a_node_that_leaves_while_it_is_being_connected_costs_no_attempt(a
             if another:
                 assert len(attempts(await request)) == 2
             else:
-                with pytest.raises(NoEndpoints, match="0 known, 0 healthy, 1 tried") as caught:
+                with pytest.raises(NoEndpoints, match="0 known, 0 matching, 0 healthy, 1 tried") as caught:
                     await request
                 assert "left while a connection to it was being made" in caught.value.__notes__[0]
         assert leaving.seen == []

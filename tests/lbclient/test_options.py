@@ -98,6 +98,15 @@ async def test_an_unknown_policy_name_lists_the_known_ones(owner: Any) -> None:
         owner(USERS, policy="round-robin")
 
 
+async def test_each_service_may_have_its_own_policy() -> None:
+    services = {"users": Memory(), "orders": Memory(), "mails": Memory()}
+    async with BalancedSession(services, policy={"users": RoundRobin, "mails": "random"}) as session:
+        policies = {name: state["policy"] for name, state in session.describe()["services"].items()}
+    assert policies == {"users": "RoundRobin", "orders": "PowerOfTwo", "mails": "Random"}
+    with pytest.raises(ValueError, match="policy has 'user', which is no service; there are users, orders, mails"):
+        BalancedSession(services, policy={"user": RoundRobin})
+
+
 async def test_ejection_is_an_ejection() -> None:
     with pytest.raises(TypeError, match="ejection must be of type Ejection, not 3"):
         BalancedSession(USERS, ejection=3)  # type: ignore[arg-type]

@@ -79,7 +79,9 @@ async def test_those_who_wait_fail_when_all_nodes_leave() -> None:
             await requests.start("/0", "/1", "/2")
             source.set([])
             for task in requests.tasks[1:]:
-                with pytest.raises(NoEndpoints, match=r"'users' has no endpoint: 0 known, 0 healthy, 0 tried"):
+                with pytest.raises(
+                    NoEndpoints, match=r"'users' has no endpoint: 0 known, 0 matching, 0 healthy, 0 tried"
+                ):
                     await task
             assert not requests.tasks[0].done()
         assert paths(server) == ["/0"]

@@ -1,0 +1,45 @@
+"""`Announcer`: says in the log when requests begin or end to go elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from lbclient.routing.portion import Portion
+
+__all__ = ["Announcer"]
+
+log = logging.getLogger(__name__)
+
+
+class Announcer:
+    """Compares the portions with those before, and logs once what began and what ended.
+
+    Args:
+        name: of the service.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._panics: dict[str, None] = {}
+        self._taking: list[str] = []
+
+    def note(self, portions: Sequence[Portion]) -> None:
+        """Take in the portions after a change of the nodes or their health."""
+        panics = {portion.name: None for portion in portions if portion.panic}
+        for portion in portions:
+            if portion.panic and portion.name not in self._panics:
+                said = "%s: panic, too few nodes are usable: all %d are taken, ejected or not%s"
+                log.warning(said, self._name, len(portion.nodes), portion.name and f" ({portion.name})")
+        for name in self._panics:
+            if name not in panics:
+                log.info("%s: panic is over%s", self._name, name and f" ({name})")
+        self._panics = panics
+        taking = [portion.name for portion in portions if portion.share > 0]
+        # What begins with one portion is as it should be.
+        if taking and taking != self._taking and (self._taking or len(taking) > 1):
+            where = ", ".join(
+                f"{portion.name or 'all nodes'} {portion.share:.1%}" for portion in portions if portion.share > 0
+            )
+            log.info("%s: requests go to %s", self._name, where)
+        self._taking = taking or self._taking
