@@ -1,11 +1,13 @@
 """Client-side load balancing for asyncio: a balancer inside aiohttp's `ClientSession`."""
 
 from lbclient.errors import AttemptsFailed, LBError, NoEndpoints
+from lbclient.load_reporter import LoadReporter
 from lbclient.outlier import Ejection
 from lbclient.policies import (
     LeastRequest,
     Policy,
     PowerOfTwo,
+    Prequal,
     Random,
     RoundRobin,
     in_flight,
@@ -23,9 +25,11 @@ __all__ = [
     "Ejection",
     "LBError",
     "LeastRequest",
+    "LoadReporter",
     "NoEndpoints",
     "Policy",
     "PowerOfTwo",
+    "Prequal",
     "Random",
     "RoundRobin",
     "Routing",

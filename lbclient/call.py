@@ -13,7 +13,7 @@ class Call:
     """One request on its way through a balancer; its attempts share it.
 
     Attributes:
-        now: `time.monotonic()` seconds of this pick.
+        now: `time.monotonic()` seconds of this pick; for `answered` those of the answer's head.
         key: what a hashing policy hashes; None if the request has none.
         tried: nodes that earlier attempts of the request went to.
         excluded: nodes that must not be picked now: tried, at their limit, or being warmed up. Never all of

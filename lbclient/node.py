@@ -179,6 +179,15 @@ class Node:
             self._urls[url] = located
         return located
 
+    def aim(self, req: ClientRequest, url: URL, server_hostname: str | None) -> None:
+        """Point the request at this node: aiohttp reads address, TLS and path from `req.url` when it connects."""
+        located = self.locate(url)
+        req.url = located
+        # The certificate must be good for the name the caller asked for, not for an address from a registry.
+        secure = located.scheme in ("https", "wss")
+        req.server_hostname = server_hostname or (url.raw_host if secure else None)
+        req.proxy = None
+
     def as_dict(self, now: float) -> dict[str, Any]:
         """The live state as plain data; times in seconds."""
         return {
@@ -250,13 +259,8 @@ class Attempt:
         return f"{said}: {self.error}" if self.error else said
 
     def aim(self, req: ClientRequest, url: URL, server_hostname: str | None) -> None:
-        """Point the request at the node: aiohttp reads address, TLS and path from `req.url` when it connects."""
-        located = self.node.locate(url)
-        req.url = located
-        # The certificate must be good for the name the caller asked for, not for an address from a registry.
-        secure = located.scheme in ("https", "wss")
-        req.server_hostname = server_hostname or (url.raw_host if secure else None)
-        req.proxy = None
+        """Point the request at the node, and be told when it is written."""
+        self.node.aim(req, url, server_hostname)
         self._req = req
         # Between connecting and writing is the last moment at which a node that has left can be noticed.
         setattr(req, "send", self.send)  # noqa: B010 - a method, as far as types are concerned

@@ -16,6 +16,7 @@ from lbclient.call import Call
 from lbclient.errors import NoEndpoints
 from lbclient.node import Attempt, Node
 from lbclient.outcome import Outcome
+from lbclient.probing import Prober
 
 __all__ = ["Service"]
 
@@ -36,6 +37,7 @@ class Service:
         balancer: chooses the nodes.
         wait_for_endpoints: seconds a request waits for the first snapshot.
         on_left: called with the nodes that left, in the swap.
+        prober: sends the probes of the balancer's policies; None if they want none.
         watching: options of the `Watcher`, if it is made here.
     """
 
@@ -47,6 +49,7 @@ class Service:
         *,
         wait_for_endpoints: float,
         on_left: OnLeft,
+        prober: Prober | None = None,
         **watching: Any,
     ) -> None:
         self.name = name
@@ -59,6 +62,7 @@ class Service:
             self.watcher = Watcher(source, name=name, **watching)
         self._wait = wait_for_endpoints
         self._on_left = on_left
+        self._prober = prober
         self._unsubscribe: Callable[[], None] | None = None
         self._queue: deque[tuple[asyncio.Future[Attempt], Call]] = deque()
         self._serving = False
@@ -84,6 +88,8 @@ class Service:
             self._unsubscribe = None
         if not self._shared:
             await self.watcher.stop()
+        if self._prober is not None:
+            await self._prober.close()
         waiting, self._queue = self._queue, deque()
         for turn, call in waiting:
             if not turn.done():
@@ -98,6 +104,8 @@ class Service:
             left = self.balancer.update(snapshot.endpoints, time.monotonic())
             if left:
                 self._on_left(left)
+                if self._prober is not None:
+                    self._prober.forget(left)
             self.released()
 
     def _let_go(self) -> None:
@@ -109,6 +117,8 @@ class Service:
 
     def call(self, req: ClientRequest, key: str | None) -> Call:
         """What the policy may know of a request; `key` is the one that the caller gave for it."""
+        if self._prober is not None:
+            self._prober.imitate(req)
         return Call(self._key(req) if key is None and self._key is not None else key)
 
     def begin(self, call: Call) -> Attempt | None:
@@ -188,6 +198,7 @@ class Service:
         """Show the head of an answer to a policy that wants to see it."""
         if self._answered and isinstance(attempt.node.group, Route):
             policy: Any = attempt.node.group.policy
+            call.now = attempt.started_at + attempt.elapsed
             policy.answered(attempt.node, response, call)
 
     def _reason(self, node: Node, call: Call) -> str:
@@ -220,10 +231,12 @@ class Service:
         """The live state as plain data."""
         snapshot = self.watcher.snapshot.as_dict()
         del snapshot["endpoints"]
+        probes = {} if self._prober is None else {"probes": dict(self._prober.counts)}
         return {
             "source": repr(self.watcher.source),
             **snapshot,
             "counts": dict(self.watcher.counts),
+            **probes,
             "waiting": sum(not turn.done() for turn, _ in self._queue),
             **self.balancer.as_dict(time.monotonic()),
         }

@@ -21,7 +21,8 @@ from lbclient.errors import AttemptsFailed
 from lbclient.node import Attempt
 from lbclient.outcome import IDEMPOTENT, Outcome, classify, classify_status, may_be_repeated
 from lbclient.outlier import Ejection
-from lbclient.policies import PolicyOption, PowerOfTwo, policy_factory
+from lbclient.policies import PolicyOption, PowerOfTwo, Prequal, policy_factory
+from lbclient.probing import Prober
 from lbclient.routing import Routing, SlowStart
 from lbclient.service import Service
 
@@ -84,27 +85,29 @@ class BalancingMiddleware:
         self.attempt_timeout = attempt_timeout
         self._drain = Drain(drain_timeout, self._is_listed)
         self._session: aiohttp.ClientSession | None = None
-        self._services = {
-            _valid_name(name): Service(
+        self._services: dict[str, Service] = {}
+        for name, origin in services.items():
+            prober = Prober(_valid_name(name))
+            balancer = Balancer(
+                name,
+                partial(prober.equip, new_policy),
+                ejection=ejection,
+                limit_per_node=limit_per_node,
+                routing=routing,
+                slow_start=slow_start,
+            )
+            self._services[prober.name] = Service(
                 name,
                 origin,
-                Balancer(
-                    name,
-                    new_policy,
-                    ejection=ejection,
-                    limit_per_node=limit_per_node,
-                    routing=routing,
-                    slow_start=slow_start,
-                ),
+                balancer,
                 wait_for_endpoints=wait_for_endpoints,
                 on_left=self._drain.begin,
+                prober=prober if isinstance(balancer.policy, Prequal) else None,
                 on_empty=on_empty,
                 hold_for=hold_for,
                 collapse=collapse,
                 cache=cache,
             )
-            for name, origin in services.items()
-        }
         if len(self._services) < len(services):
             raise ValueError(f"service names differ in more than case, unlike {', '.join(services)}")
 

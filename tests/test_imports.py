@@ -82,31 +82,41 @@ MODULES = {
     ),
     "discovery.registrar": "registrar.registrar",
     "lbclient.errors": "",
+    "lbclient.load_report": "",
     "lbclient.routing.slow_start": "",
     "lbclient.outcome": "errors",
+    "lbclient.load_reporter": "load_report",
     "lbclient.node": "errors outcome discovery",
     "lbclient.call": "node",
     "lbclient.drain": "node",
     "lbclient.outlier": "node outcome",
     "lbclient.policies.drawing": "node",
     "lbclient.policies.loads": "node",
+    "lbclient.policies.probe_pool": "node",
     "lbclient.routing.portion": "node",
     "lbclient.policies.policy": "call node",
     "lbclient.policies.rotation": "call node",
     "lbclient.policies.least_request": "call node policies.loads",
     "lbclient.policies.sampling": "call node policies.drawing policies.loads",
     "lbclient.routing.routing": "node routing.portion discovery",
-    "lbclient.policies.names": (
-        "policies.least_request policies.loads policies.policy policies.rotation policies.sampling"
+    "lbclient.policies.prequal": (
+        "call load_report node policies.drawing policies.loads policies.probe_pool policies.sampling"
     ),
     "lbclient.routing": "routing.portion routing.routing routing.slow_start",
-    "lbclient.policies": (
-        "policies.least_request policies.loads policies.names policies.policy policies.rotation "
+    "lbclient.policies.names": (
+        "policies.least_request policies.loads policies.policy policies.prequal policies.rotation "
         "policies.sampling"
     ),
+    "lbclient.policies": (
+        "policies.least_request policies.loads policies.names policies.policy policies.prequal "
+        "policies.rotation policies.sampling"
+    ),
     "lbclient.balancer": "call node outcome outlier policies routing discovery",
-    "lbclient.service": "balancer call errors node outcome discovery",
-    "lbclient.transport": "balancer call drain errors node outcome outlier policies routing service discovery",
+    "lbclient.probing": "load_report node policies",
+    "lbclient.service": "balancer call errors node outcome probing discovery",
+    "lbclient.transport": (
+        "balancer call drain errors node outcome outlier policies probing routing service discovery"
+    ),
     "lbclient.session": "outlier policies routing transport discovery",
 }
 

@@ -4,6 +4,7 @@ from lbclient.policies.least_request import LeastRequest
 from lbclient.policies.loads import Load, in_flight, least_request, peak_ewma
 from lbclient.policies.names import POLICIES, PolicyOption, policy_factory
 from lbclient.policies.policy import Policy
+from lbclient.policies.prequal import Prequal
 from lbclient.policies.rotation import RoundRobin
 from lbclient.policies.sampling import PowerOfTwo, Random
 
@@ -14,6 +15,7 @@ __all__ = [
     "Policy",
     "PolicyOption",
     "PowerOfTwo",
+    "Prequal",
     "Random",
     "RoundRobin",
     "in_flight",

@@ -9,6 +9,7 @@ from functools import partial
 from lbclient.policies.least_request import LeastRequest
 from lbclient.policies.loads import peak_ewma
 from lbclient.policies.policy import Policy
+from lbclient.policies.prequal import Prequal
 from lbclient.policies.rotation import RoundRobin
 from lbclient.policies.sampling import PowerOfTwo, Random
 
@@ -23,6 +24,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "least_request": LeastRequest,
     "power_of_two": PowerOfTwo,
     "peak_ewma": partial(PowerOfTwo, load=peak_ewma),
+    "prequal": Prequal,
 }
 
 
