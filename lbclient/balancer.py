@@ -88,6 +88,7 @@ class Balancer:
         self.routes: tuple[Route, ...] = ()
         self.policy = new_policy()
         self._new_policy = new_policy
+        self._has_holders = hasattr(self.policy, "holder")
         # The policy of each portion by its name; they outlive the portions, which come and go with the health.
         self._policies: dict[str, Policy] = {}
         # Upper bounds of the routes' shares; None where all requests take the first one.
@@ -136,6 +137,8 @@ class Balancer:
 
         There must be a node.
         """
+        if self._has_holders and call.key is not None and (node := self._holder(call)) is not None:
+            return node
         if call.now >= self._probe_at and (node := self._due(call)) is not None:
             return node
         route = self.routes[0] if self._bounds is None else self._choose(call)
@@ -146,6 +149,16 @@ class Balancer:
             if node.in_flight < self._limit:
                 return node
         return self._pick_another(route, call)
+
+    def _holder(self, call: Call) -> Node | None:
+        """The node that a policy keeps for the key, in whatever route it is now."""
+        # Neither shares, nor probes, nor a slow start may break up a session that goes well.
+        for route in self.routes:
+            policy: Any = route.policy
+            node: Node | None = policy.holder(route.nodes, call.key)
+            if node is not None and node not in call.tried and node.in_flight < self._limit:
+                return node
+        return None
 
     def _choose(self, call: Call) -> Route:
         assert self._bounds is not None  # noqa: S101 - for the type checker

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from heapq import heappop, heappush
-from itertools import count
+from itertools import count, cycle
 from math import comb, log, sqrt
 from typing import Any, ClassVar
 
@@ -18,7 +18,18 @@ from lbclient.call import Call
 from lbclient.node import Attempt, Node
 from lbclient.outcome import Outcome
 
-__all__ = ["Caller", "Client", "Touched", "TouchedTuple", "Traffic", "crowd", "deviation", "endpoints", "nodes"]
+__all__ = [
+    "Caller",
+    "Client",
+    "Touched",
+    "TouchedTuple",
+    "Traffic",
+    "busy",
+    "crowd",
+    "deviation",
+    "endpoints",
+    "nodes",
+]
 
 # How often a bound below is broken by chance: once in this many checks. Seeds are fixed, so a test that passed
 # passes; this is for those who change a policy, and with it what its seed gives.
@@ -33,6 +44,13 @@ def endpoints(weights: Sequence[float], first: int = 1) -> list[Endpoint]:
 def nodes(*weights: float, first: int = 1, of: type[Node] = Node) -> tuple[Node, ...]:
     """Idle nodes of these weights."""
     return tuple(of(endpoint) for endpoint in endpoints(weights, first))
+
+
+def busy(among: tuple[Node, ...], in_flight: Sequence[int]) -> int:
+    """Give the nodes so many attempts under way, in turn; returns how many in all."""
+    for node, attempts in zip(among, cycle(in_flight)):
+        node.in_flight = attempts
+    return sum(node.in_flight for node in among)
 
 
 def deviation(picks: int, share: float, grain: float = 0.0) -> float:
@@ -115,6 +133,12 @@ class Client:
     def pick(self, *tried: Node) -> Node | None:
         return self.balancer.pick(self.call(tried))
 
+    def picked(self) -> Node:
+        """The node for a request that finds one."""
+        node = self.pick()
+        assert node is not None
+        return node
+
     def picks(self, times: int, *tried: Node) -> Counter[Node | None]:
         return Counter(self.pick(*tried) for _ in range(times))
 
@@ -162,8 +186,7 @@ class Traffic:
         while (at := client.now + self._rng.expovariate(self.rate)) < until:
             self._end(at)
             client.now = at
-            node = client.pick()
-            assert node is not None
+            node = client.picked()
             attempt = client.begin(node)
             outcome, takes = self.serve(node)
             heappush(self._under_way, (at + takes, next(self._numbers), attempt, outcome))

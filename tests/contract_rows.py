@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -49,7 +49,7 @@ class Row:
     correlated: bool = False
     lag: int = 0
 
-    def shares(self, weights: list[float]) -> list[float]:
+    def shares(self, weights: Sequence[float]) -> list[float]:
         """The share of the picks that idle nodes of these weights are to get."""
         greatest = max(weights)
         if not self.weighted or not greatest:

@@ -169,7 +169,7 @@ def _meta(endpoint: Endpoint) -> dict[str, str]:
     for name, said in own.items():
         if endpoint.metadata.get(name, said) != said:
             raise ValueError(
-                f"Consul: metadata {name}={endpoint.metadata[name]!r} contradicts what the endpoint says"
+                f"Consul: metadata {name}={endpoint.metadata[name]!r} contradicts the endpoint's own {name}"
             )
     meta = {**endpoint.metadata, **{name: said for name, said in own.items() if said}}
     for name, value in meta.items():

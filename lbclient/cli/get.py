@@ -21,6 +21,7 @@ from lbclient.cli.tally import Tally
 from lbclient.errors import NoEndpoints
 from lbclient.node import Attempt
 from lbclient.policies import POLICIES
+from lbclient.policies.hashing import Hashing
 from lbclient.session import BalancedSession
 from lbclient.transport import attempts
 
@@ -93,9 +94,7 @@ class Options:
 @click.option("-H", "--header", "headers", multiple=True, metavar="'K: V'", callback=_headers, help="A header.")
 @click.option("-d", "--data", metavar="TEXT", help="Body of the request.")
 @click.option("--policy", type=click.Choice(list(POLICIES)), default="power_of_two", show_default=True)
-@click.option(
-    "--key", metavar="TEXT", help="What ring_hash and maglev hash: the same key goes to the same endpoint."
-)
+@click.option("--key", metavar="TEXT", help="For ring_hash and maglev: the same key goes to the same endpoint.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
@@ -143,6 +142,8 @@ class _Answer:
 
 
 async def _get(options: Options) -> int:
+    if options.key is None and isinstance(POLICIES[options.policy](), Hashing):
+        raise click.UsageError(f"--policy {options.policy} needs a --key to hash")
     source = opened(options.url)
     try:
         session = BalancedSession(
@@ -257,12 +258,16 @@ def _summary(tally: Tally, seconds: float, options: Options) -> None:
     if options.as_json:
         click.echo(json.dumps(result))
         return
-    click.secho(f"{'endpoint':<21}  {'attempts':>8}  {'share':>6}  {'failed':>6}", dim=True)
+    # Most registries know no priorities.
+    prioritized = any(counts.priority for counts in tally.endpoints.values())
+    head = f"{'endpoint':<21}  {'attempts':>8}  {'share':>6}  {'failed':>6}"
+    click.secho(f"{head}  priority" if prioritized else head, dim=True)
     everything = sum(counts.requests for counts in tally.endpoints.values())
     for address, counts in sorted(tally.endpoints.items()):
         share = counts.requests / everything
         failed = click.style(f"{counts.failed:>6}", fg="yellow" if counts.failed else None)
-        click.echo(f"{address:<21}  {counts.requests:>8}  {share:>6.1%}  {failed}")
+        priority = f"  {counts.priority:>8}" if prioritized else ""
+        click.echo(f"{address:<21}  {counts.requests:>8}  {share:>6.1%}  {failed}{priority}")
     statuses = ", ".join(f"{count} x {status}" for status, count in result["statuses"].items()) or "no answer"
     said = (
         f"{tally.requests} requests in {seconds:.2f} s: {statuses}; {tally.failed} failed, {tally.retried} retried"

@@ -20,10 +20,11 @@ _HARMLESS = frozenset({Outcome.SUCCESS, Outcome.LEFT, Outcome.OURS})
 
 @dataclass(slots=True)
 class Counts:
-    """Attempts at one endpoint, and how many of them showed a fault of it."""
+    """Attempts at one endpoint, how many of them showed a fault of it, and its priority at the last one."""
 
     requests: int = 0
     failed: int = 0
+    priority: int = 0
 
 
 @dataclass(slots=True)
@@ -55,6 +56,7 @@ class Tally:
         for attempt in tries:
             counts = self.endpoints.setdefault(attempt.endpoint.address, Counts())
             counts.requests += 1
+            counts.priority = attempt.endpoint.priority
             counts.failed += attempt.outcome not in _HARMLESS
         if status is not None:
             self.statuses[status] += 1

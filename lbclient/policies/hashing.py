@@ -108,5 +108,5 @@ class Hashing:
             node = nodes[position]
             if node not in excluded and (bound is None or bound.has_room(node, call)):
                 return node
-        others = (node for node in nodes if node not in excluded)
-        return min(others, key=lambda node: (node.in_flight + 1) / (node.weight or 1e-9))
+        assert bound is not None  # noqa: S101 - for the type checker: without a bound the loop found one
+        return bound.least_loaded(node for node in nodes if node not in excluded)

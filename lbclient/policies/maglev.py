@@ -15,9 +15,9 @@ __all__ = ["Maglev"]
 class Maglev(Hashing):
     """The same key to the same node, at all clients, with shares as even as can be (NSDI 2016, section 3.4).
 
-    Of nodes with the same weight none has two slots more than another. A node that comes or goes moves its own keys,
-    and a few others besides: half a percent of all with a hundred nodes. A new table is made in pieces, by the next
-    fifty picks or so, which still go by the old one; nodes that left are passed over at once.
+    Of nodes with the same weight none has two slots more than another. A node that comes or goes moves its own
+    keys, and a few others besides: half a percent of all with a hundred nodes. A new table is made in pieces, by
+    the next fifty picks or so, which still go by the old one; nodes that left are passed over at once.
     The keys of a node that must not be picked are hashed again. So they go to all others by weight; what is in
     the next slots depends on how the table was filled.
 

@@ -33,8 +33,9 @@ class Sticky:
     session with `aiohttp.DummyCookieJar`, or its users would share the cookie in the jar.
 
     When the node left, was ejected, failed this very request or is full, another one is picked and the cookie says
-    that one from then on. A node whose weight was set to 0 is not picked any more, so its sessions move on, too.
-    An answer with status 500 or above begins no session; one that goes on stays where it is.
+    that one from then on. As long as it is usable its sessions stay with it, whatever zone or priority new ones
+    would go to, and while it is in its slow start. A node whose weight was set to 0 is not picked any more, so its
+    sessions move on, too. An answer with status 500 or above begins no session; one that goes on stays where it is.
 
     Args:
         cookie: the cookie's name.
@@ -79,13 +80,16 @@ class Sticky:
 
     def pick(self, nodes: tuple[Node, ...], call: Call) -> Node:
         """The node that the cookie names, else the inner policy's choice."""
+        node = None if call.key is None else self.holder(nodes, call.key)
+        if node is not None and node not in call.excluded:
+            return node
+        return self._policy.pick(nodes, call)
+
+    def holder(self, nodes: tuple[Node, ...], key: str) -> Node | None:
+        """The node that the cookie names, if it is one of these."""
         if nodes is not self._nodes:
             self._update(nodes)
-        if call.key is not None:
-            node = self._holders.get(call.key)
-            if node is not None and node not in call.excluded:
-                return node
-        return self._policy.pick(nodes, call)
+        return self._holders.get(key)
 
     def answered(self, node: Node, response: ClientResponse, call: Call) -> None:
         """Have the cookie name the node that answered."""
@@ -129,7 +133,8 @@ def _morsel(name: str, *, secure: bool, max_age: int | None) -> Morsel[str]:
 
 
 def _made(policy: Policy | Callable[[], Policy]) -> Policy:
+    # A class has the method as well.
     made = policy if isinstance(policy, Policy) and not isinstance(policy, type) else policy()
-    if not isinstance(made, Policy):
+    if isinstance(made, type) or not isinstance(made, Policy):
         raise TypeError(f"policy must be a policy or a function that makes one, not {policy!r}")
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from heapq import heapreplace
 from itertools import cycle, islice
-from math import ceil, frexp, ldexp
+from math import ceil
 from typing import Generic, TypeVar
 
 from xxhash import xxh64_intdigest
@@ -176,14 +176,15 @@ def _turns(weights: Sequence[float]) -> Iterator[int]:
     heaviest = max(weights)
     if heaviest == 0 or weights.count(heaviest) == len(weights):
         return cycle(range(len(weights)))
-    # A power of two changes nothing but the danger of times that are infinite.
-    exponent = frexp(heaviest)[1]
-    return _weighted_turns([ldexp(weight, -exponent) for weight in weights])
+    return _weighted_turns(weights)
 
 
 def _weighted_turns(weights: Sequence[float]) -> Iterator[int]:
+    heaviest = max(weights)
+    # Turns a unit of time; the least is above zero, since parts of the heaviest may round to it.
+    pace = [max(weight / heaviest, 5e-324) for weight in weights]
     due = [(0.0, index, 1.5) for index, weight in enumerate(weights) if weight]
     while True:
         _, index, turn = due[0]
         yield index
-        heapreplace(due, (turn / weights[index], index, turn + 1.0))
+        heapreplace(due, (turn / pace[index], index, turn + 1.0))

@@ -12,7 +12,7 @@ from xxhash import xxh64_intdigest
 
 from discovery import Endpoint
 
-__all__ = ["Subset"]
+__all__ = ["Subset", "hashed_order"]
 
 _SPACE = 2.0**64
 # In smaller sets halves of the hash space are too unequal to place windows by them.
@@ -55,11 +55,17 @@ class Subset:
         count = len(endpoints)
         if count <= self.size:
             return tuple(endpoints)
-        places = [xxh64_intdigest(endpoint.address.encode()) / _SPACE for endpoint in endpoints]
-        order = sorted(range(count), key=places.__getitem__)
-        first = count - self._behind(count, sum(place >= 0.5 for place in places))  # noqa: PLR2004 - the upper half
-        chosen = (order[number % count] for number in range(first, first + self.size))
+        order, upper = hashed_order(endpoints)
+        chosen = (order[number % count] for number in self.window(count, upper))
         return tuple(endpoints[number] for number in sorted(chosen))
+
+    def window(self, count: int, upper: int) -> range:
+        """The places of this client's servers among `count`, `upper` of them in the upper half of the hash space.
+
+        It may go on beyond the last place: at the first one, then.
+        """
+        first = count - self._behind(count, upper)
+        return range(first, first + self.size)
 
     def _behind(self, count: int, upper: int) -> int:
         """How many servers there are from the first one of the window to the end of the order.
@@ -76,6 +82,13 @@ class Subset:
         if rest < last:
             return ceil(rest * 2 * upper)
         return ceil(self.size + (rest - last) / (1 - last) * (count - self.size))
+
+
+def hashed_order(endpoints: Sequence[Endpoint]) -> tuple[list[int], int]:
+    """The indices in the order of the hashed addresses, and how many of them are in the upper half."""
+    places = [xxh64_intdigest(endpoint.address.encode()) / _SPACE for endpoint in endpoints]
+    upper = sum(place >= 0.5 for place in places)  # noqa: PLR2004 - the middle of 0 to 1
+    return sorted(range(len(places)), key=places.__getitem__), upper
 
 
 def _position(client: object) -> float:

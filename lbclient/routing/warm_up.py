@@ -23,14 +23,16 @@ class Pace:
 
     Attributes:
         picks: for how many requests a node of the tuple was picked.
-        weight: of all nodes together.
-        older: of those that are not in their slow start.
+        count: of the nodes.
+        weight: their mean weight; registered ones may be so large that their sum is infinite.
+        older: the part of it that nodes have which are not in their slow start.
     """
 
-    __slots__ = ("older", "picks", "weight")
+    __slots__ = ("count", "older", "picks", "weight")
 
-    def __init__(self, weight: float, older: float) -> None:
+    def __init__(self, count: int, weight: float, older: float) -> None:
         self.picks = 0
+        self.count = count
         self.weight = weight
         self.older = older
 
@@ -80,8 +82,9 @@ class WarmUp:
 
     def pace(self, nodes: tuple[Node, ...]) -> Pace:
         """For a new tuple."""
-        older = sum(node.weight for node in nodes if node not in self._since)
-        return Pace(sum(node.weight for node in nodes), older)
+        count = len(nodes)
+        older = sum(node.weight / count for node in nodes if node not in self._since)
+        return Pace(count, sum(node.weight / count for node in nodes), older)
 
     def admits(self, node: Node, pace: Pace, now: float) -> bool:
         """Whether the node takes the request that it was picked for."""
@@ -91,12 +94,13 @@ class WarmUp:
         factor = self._slow_start.factor(now - since)
         if factor >= 1:
             self.forget(node)
-            pace.older += node.weight
+            pace.older += node.weight / pace.count
             return True
         # Where most are new, what they do not take would be too much for the others.
         factor = max(factor, 1 - _MOST_FOR_OTHERS * pace.older / pace.weight)
+        fair = node.weight / pace.count / pace.weight
         requests, picks, before = self._earned[node]
-        requests += (pace.picks - (picks if before is pace else 0)) * factor * node.weight / pace.weight
+        requests += (pace.picks - (picks if before is pace else 0)) * factor * fair
         admitted = factor >= 1 or requests >= 1
         self._earned[node] = _Earned(min(requests, _MOST) - (requests >= 1), pace.picks, pace)
         return admitted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from cli.commandline import Running, lbclient
@@ -59,6 +60,20 @@ def test_many_requests_are_summed_up(both: str, dead: str, servers: list[Backend
     assert "p50 " in done.out
 
 
+def test_priorities_are_shown_where_there_are_some(
+    both: str, dead: str, servers: list[Backend], tmp_path: Path
+) -> None:
+    one, other = (server.address for server in servers)
+    file = tmp_path / "endpoints.json"
+    file.write_text(json.dumps([dead, {"address": one, "priority": 1}, {"address": other, "priority": 2}]))
+    done = lbclient("get", f"file://{file}", "/ping", "-n", "20", "-c", "1", "--explain")
+    head, *rows = [line.split() for line in done.out.splitlines()[:3]]
+    assert head[-1] == "priority"
+    assert {row[0]: row[-1] for row in rows} == {dead: "0", one: "1"}
+    assert f"picked by PowerOfTwo, priority 1, not {dead}" in done.err
+    assert "priority" not in lbclient("get", both, "/ping", "-n", "20").out
+
+
 @pytest.mark.parametrize("policy", ["random", "least_request"])
 def test_json_of_many_requests(both: str, policy: str, servers: list[Backend]) -> None:
     done = lbclient("get", both, "/ping", "-n", "40", "-c", "4", "--json", "--policy", policy)
@@ -68,6 +83,13 @@ def test_json_of_many_requests(both: str, policy: str, servers: list[Backend]) -
     assert result["endpoints"].keys() == {server.address for server in servers}
     assert sum(endpoint["requests"] for endpoint in result["endpoints"].values()) == 40
     assert 0 < result["p50_ms"] <= result["p99_ms"]
+
+
+@pytest.mark.parametrize("policy", ["ring_hash", "maglev"])
+def test_a_key_sends_all_requests_to_one_endpoint(both: str, policy: str) -> None:
+    done = lbclient("get", both, "/ping", "-n", "20", "--json", "--policy", policy, "--key", "user-42")
+    (endpoint,) = json.loads(done.out)["endpoints"].values()
+    assert endpoint["requests"] == 20
 
 
 def test_the_only_server_refuses(dead: str) -> None:
@@ -109,6 +131,7 @@ def test_an_empty_service(etcd: EtcdCluster, prefix: str) -> None:
         (["static://127.0.0.1:80", "ping"], "a path begins with a slash, 'ping' does not"),
         (["static://127.0.0.1:80", "/", "-H", "X"], "expected 'Name: value', got 'X'"),
         (["static://127.0.0.1:80", "/", "--policy", "best"], "'best' is not one of 'round_robin', 'random'"),
+        (["static://127.0.0.1:80", "/", "--policy", "maglev"], "--policy maglev needs a --key to hash"),
         (["static://127.0.0.1:80", "/", "--service", "a b"], "'a b' cannot be one"),
     ],
 )

@@ -53,6 +53,8 @@ async def test_alone_until_a_signal(etcd: EtcdCluster, prefix: str, start: Start
         *SERVER,
         "--weight",
         "5",
+        "--priority",
+        "1",
         "--zone",
         "east",
         "--meta",
@@ -65,7 +67,7 @@ async def test_alone_until_a_signal(etcd: EtcdCluster, prefix: str, start: Start
         f"{prefix}10.0.0.1:80": {
             "Op": 0,
             "Addr": "10.0.0.1:80",
-            "Metadata": {"a": "b=c", "weight": 5, "zone": "east"},
+            "Metadata": {"a": "b=c", "weight": 5, "priority": 1, "zone": "east"},
         }
     }
     sent_at = time.monotonic()

@@ -31,6 +31,13 @@ async def test_once_as_json(etcd: EtcdCluster, prefix: str) -> None:
     assert lbclient("watch", "--once", url).out.startswith("10.0.0.1:80  weight=3  zone=east")
 
 
+async def test_priorities_are_shown_where_there_are_some(etcd: EtcdCluster, prefix: str) -> None:
+    await etcd.put(f"{prefix}a", '{"Addr": "10.0.0.1:80", "Metadata": {"priority": 0}}')
+    await etcd.put(f"{prefix}b", '{"Addr": "10.0.0.2:80", "Metadata": {"priority": 1}}')
+    done = lbclient("watch", "--once", f"etcd://{etcd.address}/{prefix}")
+    assert done.out.splitlines() == ["10.0.0.1:80", "10.0.0.2:80  priority=1"]
+
+
 async def test_each_change_is_a_line(etcd: EtcdCluster, prefix: str, start: Start) -> None:
     await etcd.put(f"{prefix}a", "10.0.0.1:80")
     running = start("watch", f"etcd://{etcd.address}/{prefix}")

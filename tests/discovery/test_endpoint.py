@@ -58,6 +58,7 @@ def test_what_is_no_address_is_refused(text: str) -> None:
     [
         {"port": "80"}, {"port": True}, {"port": 80.0}, {"weight": -1}, {"weight": float("nan")},
         {"weight": float("inf")}, {"weight": 10**400}, {"weight": "5"}, {"weight": True},
+        {"priority": 1.0}, {"priority": "1"}, {"priority": True}, {"priority": None}, {"priority": float("nan")},
         {"host": 7}, {"host": None},
     ],
 )  # fmt: skip
@@ -154,6 +155,13 @@ def test_sets_are_sorted_by_host_and_port_as_numbers_and_the_first_id_stays(endp
     result = endpoint_tuple(endpoints)
     assert list(map(id, result)) == list(map(id, expected.values()))
     assert list(map(id, endpoint_tuple(iter(result)))) == list(map(id, result))
+
+
+def test_a_priority_is_part_of_the_description_and_may_be_negative() -> None:
+    plain, last = Endpoint(host="a", port=80), Endpoint(host="a", port=80, priority=-10)
+    assert (plain.priority, last.priority) == (0, -10)
+    assert plain != last
+    assert last.as_dict()["priority"] == -10
 
 
 def test_a_changed_copy_is_sorted_by_what_it_is_now() -> None:

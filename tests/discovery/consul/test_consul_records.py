@@ -11,6 +11,7 @@ from registry_rig import sees, until
 
 from discovery import Consul, Endpoint, Watcher, open_source
 from discovery.consul.conventions import by_key, reader
+from discovery.records import Records
 from lbclient.sandbox import ConsulServer
 
 # Plain
@@ -68,6 +69,8 @@ def test_what_may_be_null(name: str) -> None:
         (entry(Weights={"Passing": -1}), "weight must be a number"),
         (entry(Weights={"Passing": float("nan")}), "weight must be a number"),
         (entry(Weights={"Passing": 10**400}), "weight must be a number"),
+        (entry(Weights={"Passing": float("inf")}), "weight must be a number"),
+        (entry(Weights={"Passing": "heavy"}), "weight must be a number"),
         (entry(Weights=[1]), "Weights must be an object"),
         (entry(Meta=[1]), "Meta must be an object"),
         (entry(Tags="a"), "Tags must be a list of strings"),
@@ -82,7 +85,7 @@ def test_what_may_be_null(name: str) -> None:
         (7, "Service must be an object"),
         (None, "Service must be an object"),
     ],
-    ids=range(21),
+    ids=range(23),
 )
 def test_what_is_no_endpoint_has_a_reason(name: str, made: Any, reason: str) -> None:
     assert reason in why(made, name)
@@ -142,9 +145,30 @@ def test_kratos_with_tls_weight_and_zone() -> None:
         endpoint = one(made, "kratos")
         assert (endpoint.tls, endpoint.weight, endpoint.zone) == (True, 50, "eu-1")
         assert endpoint.metadata["version"] == "v1.0.0"
-    assert one(kratos("http://a:1", Meta={"weight": "-1"}), "kratos").weight == 100
     made = kratos("http://a:1", Weights={"Passing": 1, "Warning": 0.5}) | {"Checks": [{"Status": "warning"}]}
     assert one(made, "kratos", passing=False).weight == 50
+
+
+@pytest.mark.parametrize("weight", ["-1", "nan", "inf"])
+def test_a_bad_weight_in_meta_of_kratos_is_logged_once(weight: str, caplog: pytest.LogCaptureFixture) -> None:
+    found = Records(reader("kratos"))
+    for tags in ([], ["any"]):
+        found.put("n/1", kratos("http://a:1", Meta={"weight": weight}, Tags=tags))
+    assert [endpoint.weight for endpoint in found.endpoints] == [100]
+    (message,) = caplog.messages
+    assert message.startswith("record 'n/1' read in part: weight must be a number")
+
+
+@pytest.mark.parametrize(("registered", "priority"), [("2", 2), ("-2", -2), ("high", 0), ("0.5", 0)])
+def test_a_priority_in_meta(registered: str, priority: int) -> None:
+    meta = {"priority": registered}
+    for name, made in (
+        ("plain", entry(Meta=meta)),
+        ("spring", entry(Meta=meta | {"secure": "true"})),
+        ("kratos", kratos("http://a:1", Meta=meta)),
+        ("fabio", entry(Meta=meta, Tags=["urlprefix-/"])),
+    ):
+        assert one(made, name).priority == priority
 
 
 def test_kratos_without_urls() -> None:

@@ -105,7 +105,7 @@ async def test_thousands_of_addresses_do_not_hold_up_the_loop(shared: DnsServer)
     assert gaps[0] < 0.1
 
 
-async def test_srv_has_ports_weights_and_the_first_priority(shared: DnsServer) -> None:
+async def test_srv_has_ports_weights_and_priorities(shared: DnsServer) -> None:
     await shared.set_records(
         [
             "_http._tcp 0 SRV 10 60 8080 big",
@@ -119,17 +119,18 @@ async def test_srv_has_ports_weights_and_the_first_priority(shared: DnsServer) -
         ]
     )
     found = await first(services(shared))
-    assert [(endpoint.address, endpoint.weight) for endpoint in found] == [
-        ("10.0.0.1:8080", 30),
-        ("10.0.0.1:8082", 0.5),
-        ("10.0.0.2:8080", 30),
-        ("10.0.0.2:8082", 0.5),
-        ("10.0.0.3:8081", 40),
+    assert [(endpoint.address, endpoint.weight, endpoint.priority) for endpoint in found] == [
+        ("10.0.0.1:8080", 30, 10),
+        ("10.0.0.1:8082", 0.5, 10),
+        ("10.0.0.2:8080", 30, 10),
+        ("10.0.0.2:8082", 0.5, 10),
+        ("10.0.0.3:8081", 40, 10),
+        ("10.0.0.9:8083", 1, 20),
     ]
-    assert dict(found[-1].metadata) == {"name": "small.test", "priority": "10"}
+    assert dict(found[-1].metadata) == {"name": "backup.test", "priority": "20"}
 
 
-async def test_targets_that_do_not_exist_are_skipped_and_then_the_next_priority_serves(
+async def test_targets_that_do_not_exist_are_skipped_and_other_priorities_serve(
     shared: DnsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     backup = ["_http._tcp 0 SRV 20 1 82 backup", "backup 0 A 10.0.0.9"]
@@ -137,7 +138,7 @@ async def test_targets_that_do_not_exist_are_skipped_and_then_the_next_priority_
     await shared.set_records([*records, "web 0 A 10.0.0.1"])
     source = services(shared)
     async with Watcher(source) as watcher:
-        assert (await until(watcher, sees("10.0.0.1"))).skipped == 1
+        assert (await until(watcher, sees("10.0.0.1", "10.0.0.9"))).skipped == 1
         assert dict(source.skipped) == {"gone.test": "DNS: gone.test. does not exist"}
         received_at = watcher.snapshot.received_at or 0
         await until(watcher, lambda snapshot: (snapshot.received_at or 0) > received_at + 0.5)
@@ -145,7 +146,7 @@ async def test_targets_that_do_not_exist_are_skipped_and_then_the_next_priority_
         await shared.set_records(records)
         await until(watcher, sees("10.0.0.9"))
         await shared.set_records([*records, "web 0 A 10.0.0.1", "gone 0 A 10.0.0.2"])
-        assert (await until(watcher, sees("10.0.0.1", "10.0.0.2"))).skipped == 0
+        assert (await until(watcher, sees("10.0.0.1", "10.0.0.2", "10.0.0.9"))).skipped == 0
 
 
 async def test_a_target_outside_of_the_zone_is_asked_for_elsewhere(shared: DnsServer) -> None:

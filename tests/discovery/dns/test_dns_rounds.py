@@ -211,6 +211,25 @@ def test_what_the_answer_brought_is_not_asked_for(script: Script) -> None:
     assert rounds(Dns("_x", kind="srv", family="ipv6")) == [["fd00::1"]]
 
 
+def test_all_priorities_are_listed_and_an_address_counts_at_its_best_one(script: Script) -> None:
+    script.says["_x", "SRV"] = srv((2, 1, "backup"), (1, 3, "one"), (2, 1, "one"), (3, 1, "gone"))
+    script.says["one.", "A"] = a("10.0.0.1")
+    script.says["backup.", "A"] = a("10.0.0.2")
+    source = Dns("_x", kind="srv", family="ipv4")
+    found = virtual_time.run(anext(source.watch()))
+    assert [(e.host, e.priority, e.weight) for e in found] == [("10.0.0.1", 1, 3), ("10.0.0.2", 2, 1)]
+    assert list(source.skipped) == ["gone"]
+
+
+def test_a_target_that_fails_beside_a_preferred_one_is_skipped(script: Script) -> None:
+    script.says["_x", "SRV"] = srv((1, 1, "one"), (2, 1, "backup"))
+    script.says["one.", "A"] = a("10.0.0.1")
+    script.says["backup.", "A"] = SourceError("backup: SERVFAIL")
+    source = Dns("_x", kind="srv", family="ipv4")
+    assert rounds(source) == [["10.0.0.1"]]
+    assert dict(source.skipped) == {"backup": "backup: SERVFAIL"}
+
+
 def test_a_failing_target_keeps_its_addresses_and_no_other_priority_takes_over(script: Script) -> None:
     script.says["_x", "SRV"] = srv((1, 1, "one"), (1, 1, "two"), (2, 1, "backup"))
     for number, name in enumerate(("one", "two", "backup"), 1):
@@ -223,7 +242,7 @@ def test_a_failing_target_keeps_its_addresses_and_no_other_priority_takes_over(s
 
         return change
 
-    assert rounds(source, fail("two")) == [["10.0.0.1", "10.0.0.2"]] * 2
+    assert rounds(source, fail("two")) == [["10.0.0.1", "10.0.0.2", "10.0.0.3"]] * 2
     assert dict(source.skipped) == {"two": "two: SERVFAIL"}
     with pytest.raises(SourceError, match="one: SERVFAIL"):
         rounds(source, fail("one"))

@@ -188,6 +188,18 @@ async def test_a_broken_file_is_parsed_once(path: Path, monkeypatch: pytest.Monk
     assert parsed == ["["]
 
 
+@pytest.mark.parametrize("bad", ['"weight": -1', '"weight": NaN', '"weight": Infinity', '"priority": 0.5'])
+async def test_a_bad_weight_or_priority_takes_one_entry_out(
+    path: Path, bad: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path.write_text(f'["10.0.0.1:80", {{"host": "10.0.0.9", "port": 80, {bad}}}]')
+    async with Watcher(File(path, interval=FAST)) as watcher:
+        assert (await until(watcher, sees("10.0.0.1"))).skipped == 1
+    (message,) = [message for message in caplog.messages if "skipped" in message]
+    assert "entry 2" in message
+    assert "must be" in message
+
+
 async def test_bad_entries_are_skipped_counted_and_logged_once(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -197,8 +209,8 @@ async def test_bad_entries_are_skipped_counted_and_logged_once(
     async with Watcher(source) as watcher:
         assert (await until(watcher, sees("10.0.0.1"))).skipped == 2
         assert dict(source.skipped) == {
-            "entry 2 (line 3)": "unknown key 'wieght'; known ones are address, host, port, weight, zone, tls, "
-            "metadata, id",
+            "entry 2 (line 3)": "unknown key 'wieght'; known ones are address, host, port, weight, priority, "
+            "zone, tls, metadata, id",
             "entry 3 (line 4)": "expected host:port, got '10.0.0.3'",
         }
         replace(path, f'["10.0.0.1:80", "10.0.0.2:80", {bad}]')

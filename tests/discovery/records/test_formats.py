@@ -6,9 +6,10 @@ import functools
 import json
 import logging
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
-from records_rig import KRATOS, filled, one, read, why
+from records_rig import KRATOS, encoded, filled, one, read, why
 from registry_rig import sees, until
 
 from discovery import Endpoint, Etcd, Watcher, open_source
@@ -92,7 +93,66 @@ def test_metadata_of_etcd_naming(metadata: Any, expected: tuple[float, str, dict
     assert (endpoint.weight, endpoint.zone, dict(endpoint.metadata)) == expected
 
 
+@pytest.mark.parametrize("registered", [5, "5", "+5", -5, "-5", 0])
+def test_a_priority_in_metadata(registered: Any) -> None:
+    for name, record in in_metadata({"priority": registered}):
+        assert [e.priority for e in read("k/tcp@10.0.0.1:80", record, name)] == [int(registered)], name
+
+
+@pytest.mark.parametrize("registered", ["high", "1.5", 1.5, True, "", "\u0665", None, [1], "9" * 5000])
+def test_what_is_no_whole_number_is_no_priority(registered: Any) -> None:
+    for name, record in in_metadata({"priority": registered}):
+        assert [e.priority for e in read("k/tcp@10.0.0.1:80", record, name)] == [0], name
+
+
+@pytest.mark.parametrize("weight", ["-1", "-0.1", "nan", "inf", "-inf", "1e999", -1, float("nan"), float("-inf")])
+def test_a_number_in_metadata_that_is_no_weight_is_logged_once_with_the_key(
+    weight: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server itself is good, so it stays, with the weight of those that have none."""
+    for name, record in in_metadata({"weight": weight}):
+        if name in ("rpcx", "kitex"):
+            continue  # the weight there is no free-form metadata, and a bad one an error
+        caplog.clear()
+        found = filled({"some/key": record}, name)
+        without = filled({"some/key": next(other for kind, other in in_metadata({}) if kind == name)}, name)
+        assert [e.weight for e in found.endpoints] == [e.weight for e in without.endpoints], name
+        found.put("some/key", encoded({**record, "seen": 1}))
+        (message,) = caplog.messages
+        assert message.startswith("here: record 'some/key' read in part: weight must be a number, finite"), name
+
+
+def in_metadata(metadata: dict[str, Any]) -> list[tuple[str, Any]]:
+    """A record of each format that has free-form metadata, with these in it."""
+    address, url = "10.0.0.1:80", "http://10.0.0.1:80"
+    return [
+        ("etcd", {"Addr": address, "Metadata": metadata}),
+        ("kratos", {"endpoints": [url], "metadata": metadata}),
+        ("go-micro", {"nodes": [{"address": address, "metadata": metadata}]}),
+        ("kitex", {"network": "tcp", "address": address, "tags": metadata}),
+        ("rpcx", urlencode({name: value for name, value in metadata.items() if isinstance(value, (int, str))})),
+    ]
+
+
 # All
+
+
+@pytest.mark.parametrize("priority", ["1.5", "NaN", "Infinity", "true", '"high"', "[1]"])
+@pytest.mark.parametrize(
+    ("name", "record"),
+    [
+        ("skydns", '{"host": "10.0.0.1", "port": 80, "priority": %s}'),
+        ("apisix", '{"nodes": [{"host": "10.0.0.1", "port": 80, "weight": 1, "priority": %s}]}'),
+    ],
+)
+def test_a_registered_priority_that_is_none_is_refused(name: str, record: str, priority: str) -> None:
+    assert why(record % priority, name).startswith("priority must be a whole number")
+
+
+def test_a_negative_priority_of_skydns_is_refused() -> None:
+    assert (
+        why({"host": "10.0.0.1", "port": 80, "priority": -1}, "skydns") == "priority must not be negative, not -1"
+    )
 
 
 @pytest.mark.parametrize(

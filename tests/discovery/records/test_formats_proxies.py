@@ -20,6 +20,7 @@ def test_skydns() -> None:
         host="skydns-local.server",
         port=8080,
         weight=100,
+        priority=10,
         metadata={"priority": "10", "ttl": "60", "name": "x5.skydns.local"},
         id="/skydns/local/skydns/x5",
     )
@@ -31,6 +32,12 @@ def test_skydns_weights_and_addresses() -> None:
     assert (endpoint.address, endpoint.weight) == ("[2003::8:1]:80", 20)
     assert endpoint.metadata == {"text": "any"}
     assert one("/other/local/x3", {**record, "weight": 0}, "skydns").weight == 100
+
+
+@pytest.mark.parametrize(("registered", "priority"), [({"priority": 3}, 3), ({"priority": 0}, 10), ({}, 10)])
+def test_skydns_priorities(registered: dict[str, int], priority: int) -> None:
+    """CoreDNS, plugin/etcd/etcd.go: 10 where none is set; lower ones are preferred, as in every SRV record."""
+    assert one("/skydns/x3", {"host": "10.0.0.1", "port": 80, **registered}, "skydns").priority == priority
 
 
 @pytest.mark.parametrize(
@@ -148,11 +155,12 @@ def test_apisix_with_a_list() -> None:
     }
     found = read("/apisix/upstreams/2", record, "apisix")
     assert all(endpoint.tls for endpoint in found)
-    assert [(e.address, e.weight, e.zone) for e in found] == [
-        ("127.0.0.1:1980", 2000, ""),
-        ("[::1]:1981", 0, "eu-1"),
-        ("[::1]:1982", 0, "eu-1"),
-        ("web.example:443", 1, ""),
+    # apisix/balancer/priority.lua: the highest first.
+    assert [(e.address, e.weight, e.priority, e.zone) for e in found] == [
+        ("127.0.0.1:1980", 2000, 1, ""),
+        ("[::1]:1981", 0, 0, "eu-1"),
+        ("[::1]:1982", 0, 0, "eu-1"),
+        ("web.example:443", 1, 0, ""),
     ]
     assert [dict(e.metadata) for e in found] == [
         {"env": "prod", "priority": "-1"},

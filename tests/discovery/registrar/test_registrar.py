@@ -332,6 +332,13 @@ def test_a_check_that_cancels_itself_is_a_complaint_and_our_own_cancellation_is_
         ),
         (ETCD, Endpoint(host="a", port=1, metadata={"weight": "5"}), {}, "contradicts the endpoint's own weight"),
         (ETCD, Endpoint(host="a", port=1, weight=2), {"records": "address"}, "has no place for weight"),
+        (
+            ETCD,
+            Endpoint(host="a", port=1, priority=2),
+            {"records": "address"},
+            "has no place for weight, priority",
+        ),
+        (CONSUL, Endpoint(host="a", port=1, metadata={"priority": "5"}), {}, "the endpoint's own priority"),
         (CONSUL, Endpoint(host="a", port=1, weight=0.5), {}, "whole numbers from 1 to 65535, not 0.5; multiply"),
         (CONSUL, Endpoint(host="a", port=1, metadata={"a b": "x"}), {}, "not 'a b' with 1 bytes"),
         (CONSUL, Endpoint(host="a", port=1, metadata={"a": "x" * 513}), {}, "not 'a' with 513 bytes"),

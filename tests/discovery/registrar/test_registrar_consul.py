@@ -18,7 +18,9 @@ from lbclient.sandbox import ConsulServer
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
 
-FULL = Endpoint(host="10.0.0.1", port=80, weight=7, zone="east", tls=True, metadata={"version": "7", "a": ""})
+FULL = Endpoint(
+    host="10.0.0.1", port=80, weight=7, priority=2, zone="east", tls=True, metadata={"version": "7", "a": ""}
+)
 TOKEN = "s3cret-t0ken"
 
 
@@ -42,8 +44,8 @@ async def test_a_watcher_sees_exactly_what_was_registered(consul: ConsulServer, 
         async with Registrar(url, FULL, linger=0) as registrar:
             assert (registrar.state, registrar.reason) == ("registered", "")
             (found,) = (await until(watcher, sees("10.0.0.1"))).endpoints
-            # The reader shows zone and TLS among the metadata, too.
-            extra = {"zone": "east", "secure": "true"}
+            # The reader shows priority, zone and TLS among the metadata, too.
+            extra = {"priority": "2", "zone": "east", "secure": "true"}
             name = f"lbclient/{unique}-10.0.0.1:80"
             assert found == replace(FULL, id=name, metadata={**FULL.metadata, **extra})
             # And what was read can be registered as it is.

@@ -17,7 +17,9 @@ from lbclient.sandbox import EtcdCluster
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
 
-FULL = Endpoint(host="10.0.0.1", port=80, weight=2.5, zone="east", tls=True, metadata={"version": "7", "a": ""})
+FULL = Endpoint(
+    host="10.0.0.1", port=80, weight=2.5, priority=2, zone="east", tls=True, metadata={"version": "7", "a": ""}
+)
 
 
 newest = pytest.mark.parametrize("etcd", ["3.5"], indirect=True)
@@ -49,8 +51,8 @@ async def test_a_watcher_sees_exactly_what_was_registered(etcd: EtcdCluster, uni
         async with Registrar(url, FULL, linger=0) as registrar:
             assert (registrar.state, registrar.reason) == ("registered", "")
             (found,) = (await until(watcher, sees("10.0.0.1"))).endpoints
-            # The reader shows weight, zone and tls among the metadata, too.
-            extra = {"weight": "2.5", "zone": "east", "tls": "true"}
+            # The reader shows weight, priority, zone and tls among the metadata, too.
+            extra = {"weight": "2.5", "priority": "2", "zone": "east", "tls": "true"}
             assert found == replace(FULL, id=f"{unique}/10.0.0.1:80", metadata={**FULL.metadata, **extra})
             # And what was read can be registered as it is.
             async with Registrar(url, found, id="copy", linger=0):

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Collection
-from dataclasses import dataclass
 from itertools import combinations
 
 import pytest
 from contract_rig import Client, crowd, deviation, endpoints, nodes
-from contract_rows import ROWS, Row, rows
+from contract_rows import Row, rows
 
-from discovery import Endpoint
-from lbclient import Routing, SlowStart
+from lbclient import SlowStart
 from lbclient.call import Call
 from lbclient.node import Node
 from lbclient.outcome import Outcome
-from lbclient.routing import Portion
 
 every_policy = rows()
 
@@ -63,22 +59,18 @@ def test_who_comes_first_after_an_ejection_is_a_probe_and_one_only(row: Row) -> 
     client = Client(row, endpoints([1] * 3))
     client.eject(client.nodes[0])
     client.now += 30
-    probe = client.pick()
+    probe = client.picked()
     assert probe is client.nodes[0]
     attempt = client.begin(probe)
     assert probe not in client.picks(40)
     client.end(attempt, Outcome.SUCCESS)
-    assert client.picks(60)[probe] or row.looks_at_load
+    assert client.picks(60)[probe] or row.looks_at_load or row.correlated
 
 
 @every_policy
 def test_a_node_gets_no_more_than_its_limit_and_none_is_picked_only_if_all_are_full(row: Row) -> None:
     client = Client(row, endpoints([1, 4, 2]), limit_per_node=3)
-    begun = []
-    for _ in range(9):
-        node = client.pick()
-        assert node is not None
-        begun.append(client.begin(node))
+    begun = [client.begin(client.picked()) for _ in range(9)]
     assert [node.in_flight for node in client.nodes] == [3, 3, 3]
     assert client.pick() is None
     for attempt in begun:
@@ -120,42 +112,41 @@ def test_weight_zero_gets_nothing_while_others_have_one(row: Row) -> None:
 UPDATES = {
     "the same again": endpoints([1] * 10),
     "one more": endpoints([1] * 11),
-    "one less": endpoints([1] * 10)[1:],
-    "all but one replaced": [*endpoints([1]), *endpoints([1] * 9, first=20)],
-    "all replaced": endpoints([1] * 10, first=20),
-    "another order": endpoints([1] * 10)[::-1],
-    "reweighted": endpoints([1, 2] * 5),
+    "other weights": endpoints([2, *[1] * 10]),
+    "all but one replaced": [*endpoints([2]), *endpoints([1] * 9, first=20)],
 }
 
 
 @rows(without=("correlated",))
-@pytest.mark.parametrize("update", UPDATES.values(), ids=UPDATES)
-def test_a_hundred_clients_do_not_go_to_the_same_node_after_an_update(row: Row, update: list[Endpoint]) -> None:
+def test_a_hundred_clients_do_not_go_to_the_same_node_after_an_update(row: Row) -> None:
     """All of them see it at the same moment, after as many picks, and each picks once."""
-    picked: Counter[str] = Counter()
-    for seed in range(100):
-        client = Client(row, endpoints([1] * 10), seed)
-        # Each is one user.
-        client.key = f"user-{seed}"
-        for _ in range(12):
-            node = client.pick()
+    clients = [Client(row, endpoints([1] * 10), seed) for seed in range(100)]
+    for number, client in enumerate(clients):
+        client.key = f"user-{number}"
+        for _ in range(5):
+            client.see(client.picked(), Outcome.SUCCESS)
+    for update, found in UPDATES.items():
+        picked: Counter[str] = Counter()
+        for client in clients:
+            client.update(found)
+            node = client.picked()
+            picked[node.address] += 1
             client.see(node, Outcome.SUCCESS)
-        client.update(update)
-        picked[client.pick().address] += 1
-    # A node of which nothing is known yet counts as the best to a policy that looks at latencies.
-    contenders = row.contenders if row.looks_at_latency else 1
-    share = max(row.shares([endpoint.weight for endpoint in update])) * (1 + 6 * row.grain)
-    assert max(picked.values()) <= crowd(100, len(update), min(1.0, contenders * share))
+        # A node of which nothing is known yet counts as the best to a policy that looks at latencies.
+        contenders = row.contenders if row.looks_at_latency else 1
+        share = contenders * max(row.shares([endpoint.weight for endpoint in found])) * (1 + 6 * row.grain)
+        assert max(picked.values()) <= crowd(100, len(found), min(1.0, share)), update
 
 
 @rows(without=("correlated",))
-@pytest.mark.parametrize("picks", [1, 2, 3])
+@pytest.mark.parametrize("picks", [1, 3])
 def test_updates_between_a_few_picks_flood_nobody(row: Row, picks: int) -> None:
     """A policy that begins at the same node after each update gives it a share of 1 / picks."""
     client = Client(row, endpoints([1] * 10))
     picked: Counter[Node | None] = Counter()
-    updates = 600
+    updates = 400
     for number in range(updates):
+        # The last of them comes and goes.
         client.update(endpoints([1] * (11 - number % 2)))
         picked.update(client.picks(picks))
     total = updates * picks
@@ -247,109 +238,3 @@ def test_a_key_goes_to_its_new_node_as_often_as_its_slow_start_allows(row: Row) 
 def owner(row: Row, key: str) -> str:
     """The node that a key goes to among five."""
     return row.make(random.Random(1)).pick(nodes(*[1] * 5), Call(key)).address
-
-
-# Routes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts(Routing):
-    """Odd and even numbers apart, with these shares."""
-
-    shares: tuple[float, float]
-
-    def split(self, nodes: Collection[Node]) -> tuple[Portion, ...]:
-        """By the number in the name."""
-        usable = Routing.split(self, nodes)[0].nodes
-        parts = [tuple(n for n in usable if int(n.endpoint.host[1:]) % 2 == odd) for odd in (1, 0)]
-        return tuple(
-            Portion(name, part, share)
-            for name, part, share in zip(("odd", "even"), parts, self.shares, strict=True)
-            if part
-        )
-
-
-def odd(node: Node | None) -> bool:
-    return node is not None and int(node.endpoint.host[1:]) % 2 == 1
-
-
-@rows(without=("correlated",))
-def test_routes_get_their_shares_and_each_has_a_policy_of_its_own(row: Row) -> None:
-    client, picks = Client(row, endpoints([1] * 6), routing=Parts(shares=(0.8, 0.2))), 3000
-    assert len({id(route.policy) for route in client.balancer.routes}) == 2
-    picked = client.picks(picks)
-    assert abs(sum(picked[node] for node in client.nodes if odd(node)) - 0.8 * picks) <= deviation(picks, 0.8)
-    for node in client.nodes:
-        share = (0.8 if odd(node) else 0.2) / 3
-        assert abs(picked[node] - picks * share) <= deviation(picks, share, row.grain)
-
-
-@every_policy
-def test_a_key_stays_on_its_route_at_every_client(row: Row) -> None:
-    clients = [Client(row, endpoints([1] * 6), seed, routing=Parts(shares=(0.5, 0.5))) for seed in range(5)]
-    on_odd = 0
-    for number in range(40):
-        routes = set()
-        for client in clients:
-            client.key = f"user-{number}"
-            routes |= {odd(client.pick()) for _ in range(2)}
-        assert len(routes) == 1
-        on_odd += routes.pop()
-    assert 5 <= on_odd <= 35
-
-
-@every_policy
-def test_a_route_without_a_share_helps_out_when_all_others_were_tried_or_are_full(row: Row) -> None:
-    client = Client(row, endpoints([1] * 4), routing=Parts(shares=(1.0, 0.0)), limit_per_node=1)
-    one, two, three, four = client.nodes
-    assert set(client.picks(60)) <= {one, three}
-    assert set(client.picks(9, one)) == {three}
-    assert set(client.picks(20, one, three)) <= {two, four}
-    client.begin(one)
-    assert set(client.picks(9, three)) <= {two, four}
-    client.begin(three)
-    assert set(client.picks(9)) <= {two, four}
-    assert set(client.picks(9, two)) == {four}
-    client.begin(two)
-    client.begin(four)
-    assert client.pick() is None
-    assert client.pick(one) is None
-
-
-@every_policy
-def test_a_route_keeps_its_policy_while_its_nodes_come_and_go(row: Row) -> None:
-    client = Client(row, endpoints([1] * 4), routing=Parts(shares=(0.5, 0.5)))
-    before = {route.name: route.policy for route in client.balancer.routes}
-    client.update(endpoints([1, 0, 1, 0]))
-    assert [route.name for route in client.balancer.routes] == ["odd"]
-    client.update(endpoints([1] * 8))
-    assert {route.name: route.policy for route in client.balancer.routes} == before
-
-
-def test_the_same_nodes_are_the_same_tuple_so_that_tables_are_kept() -> None:
-    """Ejections, updates and probes of one route are nothing to the policy of another one."""
-    client = Client(ROWS[0], endpoints([1] * 6), routing=Parts(shares=(0.5, 0.5)))
-    odds, evens = (route.nodes for route in client.balancer.routes)
-    client.update(endpoints([1] * 6))
-    assert client.balancer.routes[0].nodes is odds
-    client.eject(client.node(2))
-    assert client.balancer.routes[0].nodes is odds
-    assert client.balancer.routes[1].nodes is not evens
-    client.update(endpoints([1, 1, 2, 1, 1, 1]))
-    assert client.balancer.routes[0].nodes is not odds, "tables made by weight are made anew"
-
-
-def test_the_numbers_of_the_order_of_randomness_are_the_seeds() -> None:
-    options = {"routing": Parts(shares=(0.5, 0.5)), "slow_start": SlowStart(window=10)}
-    first, second = (Client(ROWS[1], endpoints([1] * 3), 4, **options) for _ in range(2))
-    for client in (first, second):
-        client.update(endpoints([1] * 6))
-    rng = random.Random(1)
-    for _ in range(60):
-        step = rng.random()
-        picked = set()
-        for client in (first, second):
-            client.now += step
-            node = client.pick()
-            picked.add(node and node.address)
-        assert len(picked) == 1

@@ -1,0 +1,229 @@
+"""`Sticky`: what is in its cookie, and which node a request with one gets."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Mapping
+from http.cookies import SimpleCookie
+from typing import Any, cast
+
+import pytest
+from aiohttp import ClientRequest, ClientResponse
+from hashing_rig import call, node, nodes
+from yarl import URL
+
+from lbclient import PowerOfTwo, RingHash, RoundRobin, Sticky, header
+from lbclient.balancer import Balancer
+from lbclient.call import Call
+from lbclient.node import Attempt, Node
+from lbclient.outcome import Outcome
+from lbclient.routing import Portion, Routing, SlowStart
+
+
+class Answer:
+    """As much of a response as the policy looks at."""
+
+    def __init__(self, status: int = 200, *set_cookies: str) -> None:
+        self.status = status
+        self._raw_cookie_headers: tuple[str, ...] | None = set_cookies or None
+        self.cookies = SimpleCookie()
+
+
+def answered(policy: Sticky, by: Node, key: str | None = None, status: int = 200) -> str | None:
+    """The value of the cookie that is set with the answer of this node; None if none is."""
+    answer = Answer(status)
+    policy.answered(by, cast("ClientResponse", answer), call(key))
+    (morsel,) = answer.cookies.values() or (None,)
+    return morsel.value if morsel is not None else None
+
+
+async def key_of(policy: Sticky, headers: Mapping[str, str]) -> str | None:
+    return policy.key(ClientRequest("GET", URL("http://users/"), headers=headers))
+
+
+def token(policy: Sticky, of: Node) -> str:
+    value = answered(policy, of)
+    assert value is not None
+    return value
+
+
+def test_the_cookie_names_the_node_and_is_set_once() -> None:
+    policy, among = Sticky(), nodes(1, 1, 1)
+    first = policy.pick(among, call(None))
+    value = token(policy, first)
+    assert {policy.pick(among, call(value)) for _ in range(50)} == {first}
+    assert answered(policy, first, value) is None
+
+
+def test_each_node_has_a_cookie_of_its_own_that_does_not_tell_its_address() -> None:
+    policy, among = Sticky(), nodes(*[1] * 20)
+    values = {token(policy, each) for each in among}
+    assert len(values) == 20
+    assert {len(value) for value in values} == {32}
+    assert not any(set(value) - set("0123456789abcdef") for value in values)
+
+
+def test_all_instances_of_an_application_know_the_cookie_and_others_do_not() -> None:
+    one = node(1)
+    values = {secret: token(Sticky(secret=secret), one) for secret in ("", "a", "b", b"bytes", "long" * 99)}
+    assert len(set(values.values())) == len(values)
+    assert all(token(Sticky(secret=secret), one) == value for secret, value in values.items())
+    assert token(Sticky(secret=b"a"), one) == values["a"]
+
+
+def test_a_cookie_with_anything_else_in_it_means_the_same_as_none() -> None:
+    """An address, a node of another service, garbage: only the current nodes are looked among."""
+    among = nodes(1, 1, 1)
+    elsewhere = token(Sticky(), node(99))
+    for value in (among[0].address, elsewhere, "10.0.0.99:80", "", "x" * 4000, "é"):
+        policy = Sticky(rng=random.Random(1))
+        assert {policy.pick(among, call(value)) for _ in range(60)} == set(among)
+
+
+def test_when_its_node_left_or_is_excluded_the_inner_policy_chooses() -> None:
+    policy, among = Sticky(policy=RoundRobin), nodes(1, 1, 1, 1)
+    value = token(policy, among[0])
+    assert {policy.pick(among[1:], call(value)) for _ in range(6)} == set(among[1:])
+    assert {policy.pick(among, call(value, among[:1])) for _ in range(6)} == set(among[1:])
+    assert policy.pick(among, call(value)) is among[0]
+    assert answered(policy, among[2], value) == token(policy, among[2])
+
+
+def test_a_server_that_came_back_at_the_same_address_has_its_sessions_again() -> None:
+    policy, among = Sticky(), nodes(1, 1, 1)
+    value = token(policy, among[1])
+    policy.pick(among[:1], call(value))
+    again = nodes(1, 1, 1)
+    assert policy.pick(again, call(value)) is again[1]
+
+
+class Halves(Routing):
+    """Two portions that get half of the requests each, and one that only helps out."""
+
+    def split(self, nodes: Collection[Node]) -> tuple[Portion, ...]:
+        usable = tuple(node for node in nodes if node.ejected_at is None)
+        return Portion("a", usable[:3], 0.5), Portion("b", usable[3:6], 0.5), Portion("c", usable[6:], 0.0)
+
+
+def begun(balancer: Balancer, value: str | None, *tried: Node, now: float = 0.0) -> Node:
+    request = Call(value, now)
+    request.tried = tried
+    found = balancer.pick(request)
+    assert found is not None
+    return found
+
+
+def test_a_session_stays_with_its_node_in_whatever_portion_that_is() -> None:
+    """Portions are chosen by the hash of the key: that of the cookie would send it to another one for ever."""
+    balancer = Balancer("users", Sticky, routing=Halves())
+    balancer.update([each.endpoint for each in nodes(*[1] * 8)], 0.0)
+    for each in balancer.nodes.values():
+        value = token(Sticky(), each)
+        assert {begun(balancer, value) for _ in range(20)} == {each}
+        assert each not in {begun(balancer, value, each) for _ in range(20)}
+
+
+def test_a_session_waits_neither_for_a_slow_start_nor_takes_part_in_a_probe() -> None:
+    balancer = Balancer("users", Sticky, slow_start=SlowStart(window=60))
+    endpoints = [each.endpoint for each in nodes(*[1] * 6)]
+    balancer.update(endpoints[:5], 0.0)
+    balancer.update(endpoints, 1.0)
+    new = balancer.nodes[endpoints[5].address]
+    assert {begun(balancer, token(Sticky(), new), now=2.0) for _ in range(40)} == {new}
+    failing, well = list(balancer.nodes.values())[:2]
+    for _ in range(3):
+        attempt = Attempt(failing, "test", lambda: None)
+        attempt.land()
+        balancer.observe(attempt, Outcome.CONNECT, 3.0)
+    assert failing.ejected_until is not None
+    assert begun(balancer, token(Sticky(), well), now=1000.0) is well
+    assert begun(balancer, None, now=1000.0) is failing
+
+
+def test_a_session_leaves_a_node_that_is_full() -> None:
+    balancer = Balancer("users", Sticky, limit_per_node=1)
+    balancer.update([each.endpoint for each in nodes(1, 1, 1)], 0.0)
+    full = next(iter(balancer.nodes.values()))
+    full.in_flight = 1
+    assert full not in {begun(balancer, token(Sticky(), full)) for _ in range(20)}
+    full.in_flight = 0
+
+
+def test_an_answer_that_tells_of_a_failure_begins_no_session_and_ends_none() -> None:
+    policy, one = Sticky(max_age=60), node(1)
+    assert answered(policy, one, status=500) is None
+    assert answered(policy, one, status=503) is None
+    assert answered(policy, one, status=404) is not None
+    assert answered(policy, one, token(policy, one), status=500) is not None
+
+
+def test_attributes() -> None:
+    """The session cookie of one origin, out of reach for scripts; the rest by choice."""
+    answer = Answer()
+    Sticky("affinity").answered(node(1), cast("ClientResponse", answer), call(None))
+    morsel = answer.cookies["affinity"]
+    set_ = {name: value for name, value in morsel.items() if value}
+    assert set_ == {"path": "/", "httponly": True, "samesite": "Lax"}
+    assert answer._raw_cookie_headers == (f"affinity={morsel.value}; HttpOnly; Path=/; SameSite=Lax",)
+    answer = Answer()
+    Sticky(secure=True, max_age=60).answered(node(1), cast("ClientResponse", answer), call(None))
+    (text,) = answer._raw_cookie_headers or ()
+    assert text.endswith("; HttpOnly; Max-Age=60; Path=/; SameSite=Lax; Secure")
+
+
+def test_the_servers_own_cookies_stay() -> None:
+    """Those with the same name and different paths as well, of which a mapping holds only one."""
+    answer = Answer(200, "a=1; Path=/x", "a=2; Path=/y")
+    Sticky().answered(node(1), cast("ClientResponse", answer), call(None))
+    assert answer._raw_cookie_headers is not None
+    assert answer._raw_cookie_headers[:2] == ("a=1; Path=/x", "a=2; Path=/y")
+    assert len(answer._raw_cookie_headers) == 3
+
+
+def test_with_a_max_age_each_answer_renews_the_cookie() -> None:
+    policy, one = Sticky(max_age=60), node(1)
+    assert answered(policy, one, token(policy, one)) == token(policy, one)
+
+
+async def test_the_inner_policy_has_its_key_until_there_is_a_cookie_and_sees_the_answers() -> None:
+    class Inner(RingHash):
+        def __init__(self) -> None:
+            super().__init__(header("X-User"))
+            self.seen: list[Node] = []
+
+        def answered(self, by: Node, _response: ClientResponse, _call: Any) -> None:
+            self.seen.append(by)
+
+    inner = Inner()
+    policy = Sticky(policy=inner)
+    assert await key_of(policy, {"X-User": "42"}) == "42"
+    assert await key_of(policy, {"X-User": "42", "Cookie": "lb_node=7"}) == "7"
+    assert await key_of(policy, {}) is None
+    among = nodes(1, 1, 1)
+    assert policy.pick(among, call("42")) is RingHash().pick(among, call("42"))
+    answered(policy, among[0])
+    assert inner.seen == [among[0]]
+
+
+@pytest.mark.parametrize("policy", [RoundRobin, RoundRobin(), PowerOfTwo, None])
+def test_the_inner_policy_is_one_or_what_makes_one(policy: Any) -> None:
+    among = nodes(1, 1)
+    assert {Sticky(policy=policy).pick(among, call(None)) for _ in range(40)} <= set(among)
+
+
+@pytest.mark.parametrize("policy", [dict, lambda: RoundRobin])
+def test_an_inner_policy_that_is_none_is_refused(policy: Any) -> None:
+    with pytest.raises(TypeError, match="policy must be a policy or a function that makes one, not "):
+        Sticky(policy=policy)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a;b", "path", "é"])
+def test_what_cannot_be_the_name_of_a_cookie_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="cookie takes the name of a cookie, not "):
+        Sticky(name)
+
+
+@pytest.mark.parametrize("age", [0, -1, 1.5, True, "60"])
+def test_a_wrong_age_is_refused(age: Any) -> None:
+    with pytest.raises(ValueError, match=f"max_age must be a whole number of seconds above 0, not {age!r}"):
+        Sticky(max_age=age)
