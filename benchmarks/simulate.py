@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -60,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made.error("--out needs matplotlib: pip install --group simulation")
     requests = options.requests or (_QUICK if options.quick else None)
     runs = choose(options.scenario, options.size, options.policy, requests, options.seed)
+    # However it is ended, no process is to be left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         results = _simulated(runs, options.jobs)
         if options.out is not None:

@@ -6,6 +6,8 @@ import random
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from multiprocessing import active_children
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,15 +83,11 @@ def run(asked: Run) -> Result:
 
 def run_all(runs: Sequence[Run], jobs: int) -> Iterator[tuple[Run, Result]]:
     """The results as they come."""
-    with ProcessPoolExecutor(jobs, initializer=_end_at_interrupt) as executor:
+    with _processes(jobs) as executor:
         # The longest ones first, so that no process works alone in the end.
         futures = {executor.submit(run, r): r for r in sorted(runs, key=lambda r: -r.requests)}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            executor.shutdown(wait=False, cancel_futures=True)
-            raise
+        for future in as_completed(futures):
+            yield futures[future], future.result()
 
 
 def plot_all(results: Sequence[Result], folder: Path, jobs: int) -> None:
@@ -100,12 +98,22 @@ def plot_all(results: Sequence[Result], folder: Path, jobs: int) -> None:
     shown: dict[tuple[str, Size], list[Result]] = {}
     for result in results:
         shown.setdefault((result.scenario, result.size), []).append(result)
-    with ProcessPoolExecutor(jobs, initializer=_end_at_interrupt) as executor:
+    with _processes(jobs) as executor:
         futures = [executor.submit(plot_scenario, group, folder) for group in shown.values()]
         for future in futures:
             future.result()
 
 
-def _end_at_interrupt() -> None:
-    # Ctrl-C reaches all processes of the terminal, and only the first one has something to say.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+@contextmanager
+def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end at once, whatever they do, if this one is interrupted."""
+    with ProcessPoolExecutor(
+        jobs, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+    ) as executor:
+        try:
+            yield executor
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():
+                process.terminate()
+            raise

@@ -134,8 +134,9 @@ def test_policies_get_the_same_requests() -> None:
 
 
 def output(seed: str) -> bytes:
-    scenarios = ["--scenario", "slow", "rolling_deploy", "antagonists"]
-    command = [sys.executable, "benchmarks/simulate.py", *scenarios, "--requests", "1000", "--json"]
+    scenarios = ["--size", "100x100", "--scenario", "slow", "rolling_deploy", "antagonists"]
+    policies = ["--policy", "least_request", "peak_ewma", "prequal"]
+    command = [sys.executable, "benchmarks/simulate.py", *scenarios, *policies, "--requests", "1000", "--json"]
     environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, env=environment)
     assert done.stdout, done.stderr
