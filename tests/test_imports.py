@@ -96,7 +96,7 @@ MODULES = {
     "lbclient.outlier": "node outcome",
     "lbclient.policies.drawing": "node",
     "lbclient.policies.loads": "node",
-    "lbclient.policies.probe_pool": "node",
+    "lbclient.policies.probe_pool": "node policies.loads",
     "lbclient.policies.ring": "node",
     "lbclient.policies.table": "node",
     "lbclient.policies.turns": "node",
