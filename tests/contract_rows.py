@@ -8,10 +8,31 @@ from dataclasses import dataclass
 
 import pytest
 
-from lbclient import LeastRequest, PowerOfTwo, Random, RoundRobin, in_flight, peak_ewma
+from lbclient import (
+    LeastRequest,
+    Maglev,
+    PowerOfTwo,
+    Prequal,
+    Random,
+    RingHash,
+    RoundRobin,
+    Sticky,
+    in_flight,
+    peak_ewma,
+)
+from lbclient.call import Call
+from lbclient.node import Node
 from lbclient.policies import Policy
 
 __all__ = ["ROWS", "Row", "rows"]
+
+
+class _Answered(Prequal):
+    """All servers that it asks answer at once, and say what is true."""
+
+    def pick(self, nodes: tuple[Node, ...], call: Call) -> Node:
+        self.probe = lambda node: self.learn(node, node.in_flight, 0.05, call.now)
+        return super().pick(nodes, call)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +115,52 @@ ROWS = (
         looks_at_latency=True,
         load_by_weight=True,
     ),
+    # Small rings and tables: they are made by the thousand here.
+    Row(
+        name="ring_hash", make=lambda rng: RingHash(points=40, rng=rng), weighted=True, needs_key=True, grain=0.16
+    ),
+    Row(
+        name="ring_hash, bounded",
+        make=lambda rng: RingHash(points=40, bounded_load=1.25, rng=rng),
+        weighted=True,
+        needs_key=True,
+        grain=0.16,
+        looks_at_load=True,
+    ),
+    Row(
+        name="maglev",
+        make=lambda rng: Maglev(table_size=2003, rng=rng),
+        weighted=True,
+        needs_key=True,
+        grain=0.01,
+        lag=60,
+    ),
+    Row(
+        name="maglev, bounded",
+        make=lambda rng: Maglev(table_size=2003, bounded_load=1.25, rng=rng),
+        weighted=True,
+        needs_key=True,
+        grain=0.01,
+        lag=60,
+        looks_at_load=True,
+    ),
+    Row(
+        name="sticky",
+        make=lambda rng: Sticky(rng=rng),
+        weighted=True,
+        contenders=2,
+        looks_at_load=True,
+        load_by_weight=True,
+    ),
+    Row(
+        name="prequal",
+        make=lambda rng: Prequal(rng=rng),
+        weighted=True,
+        contenders=2,
+        looks_at_load=True,
+        load_by_weight=True,
+    ),
+    Row(name="prequal, answered", make=lambda rng: _Answered(rng=rng), correlated=True),
 )
 
 

@@ -7,7 +7,6 @@ import random
 from collections.abc import Callable, Sequence
 from math import inf
 from typing import TYPE_CHECKING
-from weakref import WeakSet
 
 from lbclient.call import Call
 from lbclient.load_report import HEADER, LoadReport
@@ -62,9 +61,9 @@ class Prequal:
     `endpoint-load-metrics: TEXT named_metrics.rif=3,named_metrics.latency=0.0123` (ORCA); the header is understood
     in answers to ordinary requests as well. Without requests there are no probes.
 
-    Each probe is a small HTTP request: three for each request cost a client more CPU than the request itself.
-    Where servers report with their answers, too (the default of `LoadReporter`), `probes=0.3, remove=0.1` does as
-    well in simulations.
+    Load counts by weight, and nodes are asked by weight. Each probe is a small HTTP request: three for each
+    request double the CPU that it costs the client. Where servers report with their answers, too (the default of
+    `LoadReporter`), `probes=0.3, remove=0.1` does as well in simulations.
 
     Args:
         probes: nodes asked for each request; with 0.5 one for every second request on average.
@@ -72,7 +71,7 @@ class Prequal:
         max_age: seconds for which an answer is believed.
         q_rif: the quantile (0 to 1) of the requests in flight above which a node is hot. 0 looks at them only, 1
             only at the latency.
-        remove: answers removed for each request, the oldest and the worst in turn.
+        remove: answers removed for each request, the oldest and the worst in turn; at most 2.
         path: where servers are asked.
         timeout: seconds that an answer may take.
         rng: the source of randomness.
@@ -102,7 +101,7 @@ class Prequal:
         _between("pool", pool, 2, inf)
         _between("max_age", max_age, 0, inf)
         _between("q_rif", q_rif, 0, 1)
-        _between("remove", remove, 0, inf)
+        _between("remove", remove, 0, 2)
         _between("timeout", timeout, 0, inf)
         if not path.startswith("/"):
             raise ValueError(f"path must begin with a slash, unlike {path!r}")
@@ -127,7 +126,8 @@ class Prequal:
         self._misses: dict[Node, int] = {}
         # Nodes that offer no reports, and when they are asked again.
         self._mute: dict[Node, float] = {}
-        self._told: WeakSet[Node] = WeakSet()
+        # Nodes whose nonsense was logged.
+        self._told: set[Node] = set()
         self._told_of_mute = False
 
     def pick(self, nodes: tuple[Node, ...], call: Call) -> Node:
@@ -138,16 +138,17 @@ class Prequal:
             return nodes[0]
         now, pool = call.now, self._pool
         pool.expire(now)
-        best = pool.best(call.excluded, now)
-        if best is None:
+        extremes = pool.extremes(call.excluded, now)
+        if extremes is None:
             node = self._otherwise.pick(nodes, call)
             pool.raise_load(node)
-        elif self._mute and (mute := self._mute_instead_of(best.node, call)) is not None:
+        elif self._mute and (mute := self._mute_instead_of(extremes[0].node, call)) is not None:
             node = mute
         else:
+            best, worst = extremes
             node = best.node
+            self._shrink(worst)
             pool.use(best)
-            self._shrink(now)
         if self.probe is not None:
             self._ask(self.probe, now)
         return node
@@ -203,6 +204,7 @@ class Prequal:
         self._pool.keep(members)
         self._misses = {node: misses for node, misses in self._misses.items() if node in members}
         self._mute = {node: until for node, until in self._mute.items() if node in members}
+        self._told &= members
         # The paper's equation 1: only answers of nodes that are not in the pool yet make it larger.
         surplus = (1.0 - self._size / len(nodes)) * self._probes - self._remove
         self._uses = min(_MOST_USES, max(1.0, (1.0 + _GROWTH) / surplus)) if surplus > 0 else _MOST_USES
@@ -214,23 +216,26 @@ class Prequal:
             return None
         return node if least_request(node, call.now) <= least_request(best, call.now) else None
 
-    def _shrink(self, now: float) -> None:
+    def _shrink(self, worst: Probe) -> None:
         for _ in range(int(self._remove + self._random())):
-            if not self._pool.probes:
-                return
             if self._oldest_next:
                 self._pool.remove_oldest()
             else:
-                self._pool.remove_worst(now)
+                self._pool.remove(worst)
             self._oldest_next = not self._oldest_next
 
     def _ask(self, probe: Callable[[Node], None], now: float) -> None:
         count = int(self._probes + self._random())
-        asked: Sequence[Node] = self._nodes if count >= len(self._nodes) else self._drawn(count)
+        asked = self._drawn(count) if count < len(self._nodes) else self._all()
         if self._mute:
             asked = [node for node in asked if self._mute.get(node, now) <= now]
         for node in asked:
             probe(node)
+
+    def _all(self) -> Sequence[Node]:
+        # Of equal answers the first one is chosen: that must not be the same node's at all clients.
+        start = int(self._random() * len(self._nodes))
+        return self._nodes[start:] + self._nodes[:start]
 
     def _drawn(self, count: int) -> Sequence[Node]:
         """Different nodes by weight."""

@@ -98,32 +98,44 @@ class ProbePool:
         """Forget all other nodes."""
         self.probes = [probe for probe in self.probes if probe.node in nodes]
 
-    def best(self, excluded: Collection[Node], now: float) -> Probe | None:
-        """The lowest rank among two or more answers; None if there are fewer."""
-        probes = self.probes
+    def extremes(self, excluded: Collection[Node], now: float) -> tuple[Probe, Probe] | None:
+        """The best and the worst of two or more answers; None if there are fewer.
+
+        Cold ones are ranked by latency, behind them hot ones by load, behind them those of nodes that fail.
+        """
+        probes, limit = self.probes, self.limit
         if excluded:
             probes = [probe for probe in probes if probe.node not in excluded]
         if len(probes) < 2:  # noqa: PLR2004 - without a choice it is no balancing (the paper's number, too)
             return None
-        ranks = self._ranks(probes, now)
-        return probes[ranks.index(min(ranks))]
+        best = worst = probes[0]
+        lowest, highest = inf, -inf
+        for probe in probes:
+            if probe.node.failing:
+                rank = _rank_failing(probe, limit, now)
+            else:
+                rank = probe.latency if probe.load <= limit else _HOT + probe.load
+            if rank < lowest:
+                lowest, best = rank, probe
+            if rank > highest:
+                highest, worst = rank, probe
+        return best, worst
 
-    def remove_worst(self, now: float) -> None:
-        """Forget the answer with the highest rank."""
-        ranks = self._ranks(self.probes, now)
-        del self.probes[ranks.index(max(ranks))]
+    def remove(self, probe: Probe) -> None:
+        """Forget an answer, if it is still there."""
+        if probe in self.probes:
+            self.probes.remove(probe)
 
     def remove_oldest(self) -> None:
-        """Forget the oldest answer."""
+        """Forget the oldest answer; there must be one."""
         del self.probes[0]
 
     def use(self, probe: Probe) -> None:
         """Count a request that is sent because of an answer."""
         probe.uses -= 1
+        probe.load += 1.0 / (probe.node.weight or 1e-9)
         if probe.uses <= 0:
-            self.probes.remove(probe)
-        else:
-            probe.load += 1.0 / (probe.node.weight or 1e-9)
+            self.remove(probe)
 
     def raise_load(self, node: Node) -> None:
         """Count a request that is sent to a node for another reason."""
@@ -131,16 +143,6 @@ class ProbePool:
             if probe.node is node:
                 probe.load += 1.0 / (node.weight or 1e-9)
                 return
-
-    def _ranks(self, probes: list[Probe], now: float) -> list[float]:
-        """Cold ones by latency, then hot ones by load, then those that fail: the lower the better."""
-        limit = self.limit
-        return [
-            _rank_failing(probe, limit, now)
-            if probe.node.failing
-            else (probe.latency if probe.load <= limit else _HOT + probe.load)
-            for probe in probes
-        ]
 
 
 def _rank_failing(probe: Probe, limit: float, now: float) -> float:

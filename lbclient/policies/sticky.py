@@ -34,8 +34,8 @@ class Sticky:
 
     When the node left, was ejected, failed this very request or is full, another one is picked and the cookie says
     that one from then on. As long as it is usable its sessions stay with it, whatever zone or priority new ones
-    would go to, and while it is in its slow start. A node whose weight was set to 0 is not picked any more, so its
-    sessions move on, too. An answer with status 500 or above begins no session; one that goes on stays where it is.
+    would go to, and while it is in its slow start. A node whose weight was set to 0 is not picked any more, so
+    its sessions move on, too. An answer with status 500 or above begins no session, and ends none.
 
     Args:
         cookie: the cookie's name.

@@ -26,8 +26,8 @@ class Subset:
 
     Servers stand in an order that all clients agree on, by the hash of their addresses; a client uses `size`
     consecutive ones from a position of its own (Finagle's deterministic aperture, in whole servers). When a
-    server comes or goes, at most one member changes, for a set of at least four times the size; a set that
-    shrinks below or grows above that may change by a few once.
+    server comes or goes, at most one member changes, in sets of at least eight times the size; in smaller ones it
+    may be one or two more now and then.
 
     How evenly the servers are used depends on the positions. Clients with the numbers 0, 1, 2, ... get those
     of the van der Corput sequence, which leaves no gap: with 300 clients, 300 servers and a size of 10 each server

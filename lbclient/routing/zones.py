@@ -66,7 +66,7 @@ def shares_of_zones(own: str, capacities: Mapping[str, float], clients: float, z
     others = ((zone, capacity) for zone, capacity in capacities.items() if zone != own)
     residual = {zone: max(0.0, capacity / whole - elsewhere) for zone, capacity in others}
     spare = sum(residual.values())
-    if to_own >= 1 or spare <= 0:
+    if spare <= 0:
         return {own: 1.0, **dict.fromkeys(residual, 0.0)}
     return {own: to_own, **{zone: (1 - to_own) * left / spare for zone, left in residual.items()}}
 

@@ -118,6 +118,7 @@ def test_a_number_in_metadata_that_is_no_weight_is_logged_once_with_the_key(
         without = filled({"some/key": next(other for kind, other in in_metadata({}) if kind == name)}, name)
         assert [e.weight for e in found.endpoints] == [e.weight for e in without.endpoints], name
         found.put("some/key", encoded({**record, "seen": 1}))
+        found.copy().put("some/key", encoded({**record, "seen": 2}))
         (message,) = caplog.messages
         assert message.startswith("here: record 'some/key' read in part: weight must be a number, finite"), name
 

@@ -75,11 +75,11 @@ def test_the_bound_goes_by_weight(make: Make) -> None:
 @both
 def test_if_all_that_may_be_picked_are_full_it_is_the_least_loaded(make: Make) -> None:
     among, policy = nodes(1, 1, 1, 2, 1), make(1.1)
-    for found, busy in zip(among, (0, 12, 11, 18, 0), strict=True):
+    for found, busy in zip(among, (0, 12, 11, 26, 0), strict=True):
         found.in_flight = busy
     for key in keys(20):
-        picked = policy.pick(among, call(key, (among[0], among[4]), in_flight=41))
-        assert picked is among[3], "19/2 is less than 12/1"
+        picked = policy.pick(among, call(key, (among[0], among[4]), in_flight=49))
+        assert picked is among[2], "12/1 is less than 13/1 and 27/2"
 
 
 @both

@@ -75,6 +75,19 @@ def test_a_node_that_was_slow_is_tried_again(row: Row) -> None:
 
 
 @rows("looks_at_latency")
+def test_one_fast_answer_does_not_make_up_for_a_slow_one(row: Row) -> None:
+    """Nor does a failure, however fast it comes."""
+    client = Client(row, endpoints([1] * 3))
+    slow = client.node(1)
+    for node in client.nodes:
+        client.see(node, Outcome.SUCCESS, elapsed=0.05)
+    client.see(slow, Outcome.SUCCESS, elapsed=1.0)
+    client.see(slow, Outcome.SUCCESS, Outcome.ERROR, elapsed=0.001)
+    assert slow.latency == pytest.approx(1.0)
+    assert not client.picks(200)[slow]
+
+
+@rows("looks_at_latency")
 @pytest.mark.parametrize("weight", [1, 5])
 def test_a_new_node_has_one_request_at_a_time_until_its_first_answer(row: Row, weight: float) -> None:
     """No data is not the best: its first answer may take long, and all clients would be waiting for it."""

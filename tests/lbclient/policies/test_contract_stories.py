@@ -34,7 +34,9 @@ OPTIONS = st.fixed_dictionaries(
     {
         "limit_per_node": st.sampled_from([0, 1, 2]),
         "slow_start": st.sampled_from([None, SlowStart(window=10)]),
-        "routing": st.sampled_from([Routing(), Thirds()]),
+        "routing": st.sampled_from(
+            [Routing(), Thirds(), Routing(zone="a", min_zone_nodes=0), Routing(panic_threshold=0.5)]
+        ),
     }
 )
 WEIGHTS = st.sampled_from([1, 1, 1, 2, 0, 0.5, 1e6])
@@ -60,6 +62,7 @@ class Story:
 
     def __init__(self, row: Row, found: dict[int, float], options: dict[str, Any]) -> None:
         self.limit = options["limit_per_node"] or float("inf")
+        self.panics = options["routing"].panic_threshold > 0
         self.found = found
         self.client = Client(row, self.described(), **options)
         self.under_way: list[Attempt] = []
@@ -67,7 +70,10 @@ class Story:
         self.gone: list[Node] = []
 
     def described(self) -> list[Endpoint]:
-        return [Endpoint(host=f"s{n}", port=80, weight=weight) for n, weight in sorted(self.found.items())]
+        return [
+            Endpoint(host=f"s{n}", port=80, weight=weight, zone="ab"[n % 2], priority=n // 4)
+            for n, weight in sorted(self.found.items())
+        ]
 
     def update(self, found: dict[int, float]) -> None:
         before = self.client.balancer.nodes
@@ -131,13 +137,18 @@ class Story:
 
     def candidates(self, been: tuple[Node, ...]) -> list[Node]:
         """Who may be picked: the usable that were not tried; then whoever was not; then any. None that is full."""
-        every = self.client.nodes
-        inside = [node for node in every if node.ejected_at is None]
-        usable = [node for node in inside if node.weight > 0] or inside or list(every)
+        usable = self.client.balancer.usable
         if untried := [node for node in usable if node not in been]:
             return list(filter(self.free, untried))
-        others = [node for node in every if node not in been and node.weight > 0]
+        others = [node for node in self.client.nodes if node not in been and node.weight > 0]
         return list(filter(self.free, others or usable))
+
+    def usable(self) -> list[Node]:
+        """Those that are in and have a weight; if there are none, those that are in, or have one, or just all."""
+        every = self.client.nodes
+        inside = [node for node in every if node.ejected_at is None]
+        weighted = [node for node in every if node.weight > 0]
+        return [node for node in inside if node.weight > 0] or inside or weighted or list(every)
 
     def check(self) -> None:
         """Who is usable belongs to one route, and routes know how busy they are."""
@@ -151,7 +162,11 @@ class Story:
             assert node.in_flight <= self.limit
             assert (node in balancer.usable) == (node.group is not NOWHERE)
             assert 0 <= node.failing < 1
-        assert balancer.usable
+        assert len(set(balancer.usable)) == len(balancer.usable) > 0
+        if self.panics:
+            assert set(balancer.usable) >= set(self.usable())
+        else:
+            assert set(balancer.usable) == set(self.usable())
 
     def finish(self) -> None:
         """All that is under way ends."""

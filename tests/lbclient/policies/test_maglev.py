@@ -103,26 +103,22 @@ def test_an_excluded_node_sends_each_key_to_the_same_other_node() -> None:
         assert len({Maglev(table_size=101).pick(among, call(key, among[:2])) for _ in range(3)}) == 1
 
 
-steps = st.lists(
-    st.tuples(
-        st.dictionaries(st.integers(0, 30), st.sampled_from([0.5, 1, 1, 2, 3, 100]), min_size=1, max_size=20),
-        st.integers(0, 12),
-    ),
-    min_size=1,
-    max_size=6,
+edits = st.lists(
+    st.tuples(st.integers(0, 15), st.sampled_from([0, 1, 1, 2, 100]), st.integers(0, 12)), min_size=1, max_size=12
 )
 
 
-@given(steps)
+@given(edits)
 @settings(deadline=None, max_examples=60)
-def test_the_table_follows_from_the_set_and_not_from_its_history(
-    history: list[tuple[dict[int, float], int]],
-) -> None:
-    """Changes come while tables are being made; every pick is of the current nodes."""
+def test_the_table_follows_from_the_set_and_not_from_its_history(history: list[tuple[int, float, int]]) -> None:
+    """Nodes come, go and change their weights while tables are being made; every pick is of the current nodes."""
     policy, some = Maglev(table_size=499), keys(100)
-    among: tuple[Node, ...] = ()
-    for weights, picks in history:
-        among = tuple(node(number, weight) for number, weight in sorted(weights.items()))
+    weights: dict[int, float] = dict.fromkeys(range(10), 1)
+    among = nodes(*[1] * 10)
+    settle(policy, among)
+    for number, weight, picks in history:
+        weights[number] = weight
+        among = tuple(node(n, w) for n, w in sorted(weights.items()) if w)
         for key in some[:picks]:
             assert policy.pick(among, call(key)) in among
     assert owners(policy, among, some) == owners(Maglev(table_size=499), among[::-1], some)
@@ -164,10 +160,10 @@ def test_changes_that_come_faster_than_tables_are_made_do_not_stop_them() -> Non
     policy = Maglev()
     settle(policy, among)
     grown = (*among, node(10))
-    for number in range(80):
-        flapping = (*grown, node(11)) if number % 3 else grown
-        policy.pick(flapping, call(KEYS[number]))
-    assert any(policy.pick(grown, call(key)) is grown[-1] for key in KEYS[:200])
+    sets = (grown, (*grown, node(11)))
+    for number in range(120):
+        policy.pick(sets[number // 4 % 2], call("any"))
+    assert grown[-1] in {policy._layout.find(point) for point in range(1000)}
 
 
 def test_a_change_that_is_taken_back_leaves_the_table_as_it_is() -> None:
@@ -178,6 +174,7 @@ def test_a_change_that_is_taken_back_leaves_the_table_as_it_is() -> None:
     policy.pick(among[1:], call("a"))
     policy.pick((*among[1:], among[0]), call("a"))
     assert not policy._layout.behind
+    assert settle(policy, among[:-1]) < 60, "the table that was begun is not finished"
 
 
 def test_a_set_that_was_replaced_gets_its_table_at_once() -> None:

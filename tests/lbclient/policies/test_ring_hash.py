@@ -142,6 +142,14 @@ def test_the_points_of_others_do_not_change_with_one_weight() -> None:
         assert counts[:-1] == usual[:-1]
 
 
+def test_the_points_of_others_do_not_change_with_the_median_unless_it_goes_a_long_way() -> None:
+    usual = points_by_weight(nodes(8, 9, 10, 11, 12), 128)
+    for weight in (5, 8, 9.5, 11, 30):
+        counts = points_by_weight(nodes(8, 9, weight, 11, 12), 128)
+        assert counts[:2] + counts[3:] == usual[:2] + usual[3:]
+    assert points_by_weight(nodes(8, 3, 2, 1, 12), 128)[0] > usual[0]
+
+
 @given(st.lists(st.floats(0, allow_infinity=False), min_size=1, max_size=60))
 @settings(deadline=None, max_examples=200)
 def test_points_are_bounded_for_any_weights(weights: list[float]) -> None:
@@ -229,6 +237,7 @@ def test_many_changes_are_worked_in_bit_by_bit_and_those_who_left_are_never_pick
         before = count[0]
         assert policy.pick(rest, call(f"user-{picks}")) in rest
         assert count[0] - before <= 2048 + 128
+        assert {policy._layout.find(point << 53) for point in range(0, 2048, 10)} <= {*rest, None}
         picks += 1
     assert picks > 5
     assert owners(policy, rest, KEYS[:500]) == owners(RingHash(), rest, KEYS[:500])

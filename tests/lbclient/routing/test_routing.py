@@ -127,6 +127,26 @@ def test_a_retry_that_tried_the_whole_zone_goes_to_any_other() -> None:
     assert {world.pick(*tried).endpoint.zone for _ in range(20)} == {"b", "c"}
 
 
+def test_full_nodes_are_looked_for_once() -> None:
+    class Counting(RoundRobin):
+        picks = 0
+
+        def pick(self, nodes: tuple[Node, ...], call: Call) -> Node:
+            self.picks += 1
+            return super().pick(nodes, call)
+
+    policy = Counting()
+    balancer = Balancer("users", lambda: policy, limit_per_node=1)
+    balancer.update(endpoints(200), 0.0)
+    for _ in range(200):
+        node = balancer.pick(Call())
+        assert node is not None
+        Attempt(node, "test", lambda: None)
+    policy.picks = 0
+    assert balancer.pick(Call()) is None
+    assert policy.picks <= 2
+
+
 def test_zones_are_of_the_priority_that_takes_requests() -> None:
     found = [
         Endpoint(host=f"10.{level}.{net}.{n}", port=80, zone=zone, priority=level)

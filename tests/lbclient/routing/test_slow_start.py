@@ -209,6 +209,18 @@ def test_a_node_back_from_its_ejection_is_warmed_up(policy: Callable[[], Policy]
 
 
 @every_policy
+def test_updates_in_between_change_nothing(policy: Callable[[], Policy]) -> None:
+    world = World(policy, 1, 2, 3, floor=0.2, aggression=0.1)
+    world.update(endpoints(0, 1, 2, 3))
+    found = 0.0
+    for second in range(30):
+        found += world.run(1).get(0, 0.0) / 30
+        world.update([*endpoints(0), *endpoints(1, 2, 3, metadata={"second": str(second)})])
+        world.balancer._regroup()
+    assert found == pytest.approx(0.2, rel=0.25)
+
+
+@every_policy
 def test_one_node_takes_everything(policy: Callable[[], Policy]) -> None:
     world = World(policy, 1)
     world.update(endpoints(0))

@@ -77,6 +77,18 @@ def test_at_most_one_member_changes_when_one_server_leaves_or_arrives(name: Name
         assert max(len(new - old) for old, new in zip(before, after, strict=True)) <= 1
 
 
+def test_a_window_that_wraps_keeps_its_end_when_servers_come_at_its_other_one() -> None:
+    """Why that is so, for any position, and whatever halves of the hash space the servers are in."""
+    for subset in (Subset(size=SIZE, client=client) for client in range(512)):
+        for count in range(8 * SIZE, 9 * SIZE, 3):
+            for upper in range(count // 3, count * 2 // 3):
+                behind = count - subset.window(count, upper).start
+                in_lower = count + 1 - subset.window(count + 1, upper).start
+                in_upper = count + 1 - subset.window(count + 1, upper + 1).start
+                assert 0 <= in_lower - behind <= (behind >= SIZE)
+                assert 0 <= in_upper - behind <= 1
+
+
 @pytest.mark.parametrize("name", NUMBERED)
 def test_numbered_clients_spread_evenly_over_the_servers(name: Name) -> None:
     for net in range(20):
@@ -123,11 +135,12 @@ def test_a_subset_larger_than_the_set_is_the_whole_set(count: int) -> None:
 
 @pytest.mark.parametrize("count", [6, 7, 9, 14, 19, 20, 21, 29, 59])
 def test_small_sets_are_used_to_the_last_server(count: int) -> None:
-    of = servers(count)
     subsets = [Subset(size=5, client=client) for client in range(8 * count)]
-    found = Counter(endpoint for subset in subsets for endpoint in subset.select(of))
-    assert all(len(set(subset.select(of))) == 5 for subset in subsets)
-    assert min(found[endpoint] for endpoint in of) >= 0.4 * 5 * 8
+    for net in range(10):
+        members = all_members(subsets, servers(count, net))
+        found = Counter(endpoint for chosen in members for endpoint in chosen)
+        assert all(len(chosen) == 5 for chosen in members)
+        assert min(found[endpoint] for endpoint in servers(count, net)) >= 0.6 * 5 * 8
 
 
 def test_ten_thousand_endpoints_take_milliseconds() -> None:

@@ -70,11 +70,11 @@ def test_ejected_nodes_are_no_capacity() -> None:
 
 
 def test_a_zone_without_usable_nodes_still_has_clients() -> None:
-    """With b out there are still three zones: a third of the clients, and half of what is left of the capacity."""
-    of = nodes(a=3, b=3, c=3)
+    """With b out there are still three zones: a third of the clients, and three of seven usable nodes."""
+    of = nodes(a=3, b=3, c=4)
     for node in of[3:6]:
         node.ejected_at = 1.0
-    assert split(of) == [("zone a", 3, 1), ("other zones", 3, 0)]
+    assert split(of) == [("zone a", 3, 1), ("other zones", 4, 0)]
 
 
 def test_without_a_node_in_the_own_zone_all_are_equal() -> None:
