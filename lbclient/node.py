@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from math import exp
+from math import exp, expm1
 from typing import TYPE_CHECKING, Any, Self
 
 from yarl import URL
@@ -27,8 +27,12 @@ _NO_URLS: dict[URL, URL] = {}
 _URLS_KEPT = 128
 # Seconds after which what was learned counts for 1/e of what it did (Finagle's and Linkerd's Peak EWMA: 10 s).
 MEMORY = 10.0
-# Share of the newest outcome in the share of failures: ten failures in a row make it 0.89, one in a hundred 0.01.
-_NEWEST = 0.2
+# Seconds over which outcomes are averaged where they come often, so that one failure in a hundred stays one.
+_SPAN = 1.0
+# Where they come seldom the newest one counts for half: a second failure in a row makes it three quarters.
+_NEWEST = 0.5
+# Where they come at one moment each of them counts for something.
+_LEAST = 0.0001
 # Below this share a node counts as one that does not fail at all.
 _NO_FAILURES = 0.001
 
@@ -69,8 +73,8 @@ class Node:
         requests: attempts so far; failures: those that showed a fault of the node.
         latency: seconds until the head of a response, as Peak EWMA (Finagle) keeps it: a slower answer counts at
             once, faster ones bit by bit; None before the first. As it was at `learned_at`.
-        failing: smoothed share (0 to 1) of attempts that failed, as it was at `failed_at`; 0 is the usual case.
-        learned_at, failed_at: `time.monotonic()` seconds.
+        failing: share (0 to 1) of the attempts that failed of late, as of the last outcome; 0 is the usual case.
+        learned_at, failed_at: `time.monotonic()` seconds of the last answer and of the last failure.
         group: the usable nodes that it is chosen from; `NOWHERE` while it is not usable.
         connect_failures: connection failures in a row.
         ejections: how often it was taken out, decaying while it is healthy.
@@ -153,11 +157,9 @@ class Node:
         How fast a node fails says nothing about how fast it works, so failures leave the latency as it is.
         """
         if failed or self.failing:
-            failing = self.failing * exp((self.failed_at - now) / MEMORY)
-            failing += _NEWEST * (failed - failing)
-            self.failing = failing if failing > _NO_FAILURES else 0.0
-            self.failed_at = now
+            self._average(elapsed, now, failed=failed)
         if failed:
+            self.failed_at = now
             return
         if self.latency is None or elapsed >= self.latency:
             self.latency = elapsed
@@ -165,6 +167,17 @@ class Node:
             kept = exp((self.learned_at - now) / MEMORY)
             self.latency = elapsed + (self.latency - elapsed) * kept
         self.learned_at = now
+
+    def _average(self, elapsed: float, now: float, *, failed: bool) -> None:
+        # Fast failures are seen first after a pause, and the first answer must weigh as much as the first of them.
+        gap = now - (max(self.learned_at, self.failed_at) if failed else self.learned_at)
+        newest = min(_NEWEST, max(_LEAST, -expm1(-gap / _SPAN)))
+        if failed and self.latency is not None and elapsed < self.latency:
+            # It came sooner than answers do: of the attempts under way most may still succeed.
+            newest /= max(1, self.in_flight)
+        self.failing += newest * (failed - self.failing)
+        if not failed and self.failing < _NO_FAILURES:
+            self.failing = 0.0
 
     def locate(self, url: URL) -> URL:
         """The logical URL with this node's address in it; path and query stay as they are, byte for byte."""

@@ -17,6 +17,7 @@ from lbclient import (
     RingHash,
     RoundRobin,
     Sticky,
+    WeightedRoundRobin,
     in_flight,
     peak_ewma,
 )
@@ -82,10 +83,12 @@ class Row:
 
 ROWS = (
     Row(name="round_robin", make=RoundRobin, exact=True),
+    Row(name="weighted_round_robin", make=WeightedRoundRobin, weighted=True, exact=True),
     Row(name="random", make=Random, weighted=True),
     Row(
         name="least_request",
         make=lambda rng: LeastRequest(rng=rng),
+        weighted=True,
         exact=True,
         looks_at_load=True,
         load_by_weight=True,

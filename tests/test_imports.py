@@ -99,14 +99,15 @@ MODULES = {
     "lbclient.policies.probe_pool": "node",
     "lbclient.policies.ring": "node",
     "lbclient.policies.table": "node",
+    "lbclient.policies.turns": "node",
     "lbclient.routing.portion": "node",
     "lbclient.routing.priorities": "node",
     "lbclient.routing.warm_up": "node routing.slow_start",
     "lbclient.policies.bounded_load": "call node",
     "lbclient.policies.policy": "call node",
-    "lbclient.policies.rotation": "call node",
-    "lbclient.policies.least_request": "call node policies.loads",
     "lbclient.policies.sampling": "call node policies.drawing policies.loads",
+    "lbclient.policies.deadlines": "node policies.turns",
+    "lbclient.policies.smooth": "node policies.turns",
     "lbclient.routing.announcer": "routing.portion",
     "lbclient.routing.zones": "node routing.portion",
     "lbclient.policies.hashing": "call node policies.bounded_load policies.keys",
@@ -114,6 +115,8 @@ MODULES = {
         "call load_report node policies.drawing policies.loads policies.probe_pool policies.sampling"
     ),
     "lbclient.policies.sticky": "call node policies.keys policies.policy policies.sampling",
+    "lbclient.policies.least_request": "call node policies.loads policies.smooth policies.turns",
+    "lbclient.policies.rotation": "call node policies.deadlines policies.smooth policies.turns",
     "lbclient.routing.routing": (
         "node routing.portion routing.priorities routing.subset routing.where routing.zones discovery"
     ),

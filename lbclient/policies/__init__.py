@@ -8,7 +8,7 @@ from lbclient.policies.names import POLICIES, PolicyOption, policy_factories, po
 from lbclient.policies.policy import Policy
 from lbclient.policies.prequal import Prequal
 from lbclient.policies.ring_hash import RingHash
-from lbclient.policies.rotation import RoundRobin
+from lbclient.policies.rotation import RoundRobin, WeightedRoundRobin
 from lbclient.policies.sampling import PowerOfTwo, Random
 from lbclient.policies.sticky import Sticky
 
@@ -26,6 +26,7 @@ __all__ = [
     "RingHash",
     "RoundRobin",
     "Sticky",
+    "WeightedRoundRobin",
     "cookie",
     "header",
     "in_flight",

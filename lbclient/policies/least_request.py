@@ -7,6 +7,8 @@ import random
 from lbclient.call import Call
 from lbclient.node import Node
 from lbclient.policies.loads import Load, least_request
+from lbclient.policies.smooth import SmoothOrder
+from lbclient.policies.turns import whole_weights
 
 __all__ = ["LeastRequest"]
 
@@ -14,23 +16,43 @@ __all__ = ["LeastRequest"]
 class LeastRequest:
     """The node with the lowest load of all: for small sets, since each pick looks at every node.
 
-    Among equals it is the next in turn, so that idle nodes share evenly.
+    Those that are equally busy take turns by weight, as in nginx's `least_conn`, so that idle nodes share exactly
+    in proportion to their weights.
     """
 
     def __init__(self, load: Load = least_request, rng: random.Random | None = None) -> None:
         self._load = load
-        self._position = (rng or random.Random()).randrange(1 << 30)
+        self._rng = rng or random.Random()
+        self._nodes: tuple[Node, ...] = ()
+        self._order: SmoothOrder | None = None
 
     def pick(self, nodes: tuple[Node, ...], call: Call) -> Node:
         """The least loaded one."""
+        order = self._order
+        if order is None or nodes is not self._nodes:
+            order = self._take(nodes)
         if call.excluded:
-            nodes = tuple(node for node in nodes if node not in call.excluded)
-        self._position += 1
-        start = self._position % len(nodes)
+            return self._pick_but(order, nodes, call)
         load, now = self._load, call.now
-        best = nodes[start]
-        lowest = load(best, now)
-        for node in nodes[start + 1 :] + nodes[:start]:
-            if (loaded := load(node, now)) < lowest:
-                best, lowest = node, loaded
-        return best
+        loads = [load(node, now) for node in order.nodes]
+        lowest = min(loads)
+        equal = loads.count(lowest)
+        if equal == 1:
+            return order.nodes[loads.index(lowest)]
+        if equal == len(loads):
+            return order.next()
+        return order.next_among([place for place, value in enumerate(loads) if value == lowest])
+
+    def _pick_but(self, order: SmoothOrder, nodes: tuple[Node, ...], call: Call) -> Node:
+        load, now, excluded = self._load, call.now, call.excluded
+        loads = {place: load(node, now) for place, node in enumerate(order.nodes) if node not in excluded}
+        if not loads:  # nodes of weight 0 have no turn, but are better than none
+            return self._rng.choice([node for node in nodes if node not in excluded])
+        lowest = min(loads.values())
+        return order.next_among([place for place, value in loads.items() if value == lowest])
+
+    def _take(self, nodes: tuple[Node, ...]) -> SmoothOrder:
+        waits = self._order.waits() if self._order is not None else {}
+        self._nodes = nodes
+        self._order = order = SmoothOrder(*whole_weights(nodes), waits, self._rng)
+        return order

@@ -12,7 +12,7 @@ from lbclient.policies.maglev import Maglev
 from lbclient.policies.policy import Policy
 from lbclient.policies.prequal import Prequal
 from lbclient.policies.ring_hash import RingHash
-from lbclient.policies.rotation import RoundRobin
+from lbclient.policies.rotation import RoundRobin, WeightedRoundRobin
 from lbclient.policies.sampling import PowerOfTwo, Random
 from lbclient.policies.sticky import Sticky
 
@@ -23,6 +23,7 @@ PolicyOption = str | Policy | Callable[[], Policy]
 # The names that stand for policies at the command line and in configurations.
 POLICIES: dict[str, Callable[[], Policy]] = {
     "round_robin": RoundRobin,
+    "weighted_round_robin": WeightedRoundRobin,
     "random": Random,
     "least_request": LeastRequest,
     "power_of_two": PowerOfTwo,

@@ -46,9 +46,14 @@ class PowerOfTwo:
         draw = self._draw
         if draw is None or draw.nodes is not nodes:
             self._draw = draw = Draw(nodes, self._rng)
-        first = (draw.one_but(call.excluded) if call.excluded else None) or draw.one()
-        second = draw.one_but((first, *call.excluded))
-        if second is None:
-            return first
+        if call.excluded:
+            first, second = _two_but(draw, call)
+        else:
+            first, second = draw.two()
         load, now = self._load, call.now
         return second if load(second, now) < load(first, now) else first
+
+
+def _two_but(draw: Draw, call: Call) -> tuple[Node, Node]:
+    first = draw.one_but(call.excluded) or draw.one()
+    return first, draw.one_but((first, *call.excluded)) or first
