@@ -134,9 +134,10 @@ MODULES = {
         "policies.policy policies.prequal policies.ring_hash policies.rotation policies.sampling "
         "policies.sticky"
     ),
-    "lbclient.balancer": "call node outcome outlier policies routing discovery",
     "lbclient.probing": "load_report node policies",
-    "lbclient.service": "balancer call errors node outcome probing discovery",
+    "lbclient.route": "node policies routing",
+    "lbclient.balancer": "call node outcome outlier policies route routing discovery",
+    "lbclient.service": "balancer call errors node outcome probing route discovery",
     "lbclient.transport": (
         "balancer call drain errors node options outcome outlier policies probing routing service discovery"
     ),
