@@ -99,7 +99,7 @@ class ProbePool:
     def extremes(self, excluded: Collection[Node], now: float) -> tuple[Probe, Probe] | None:
         """The best and the worst of two or more answers; None if there are fewer.
 
-        Cold ones are ranked by latency, behind them hot ones by load, behind them those that failed just now.
+        Cold ones are ranked by latency, behind them hot ones by load, behind them those of nodes that fail.
         """
         probes, limit = self.probes, self.limit
         if excluded:
@@ -110,9 +110,9 @@ class ProbePool:
         lowest, highest = inf, -inf
         for probe in probes:
             rank = probe.latency if probe.load <= limit else _HOT + probe.load
-            if probe.node.failing and avoided(probe.node, now):
-                # What it says must not make it a sink that swallows all.
-                rank = _FAILING * (1.0 + probe.node.failing)
+            # What such a node says must not make it a sink that swallows all.
+            if (failing := probe.node.failing) and avoided(probe.node, now):
+                rank = _FAILING * (1.0 + failing)
             if rank < lowest:
                 lowest, best = rank, probe
             if rank > highest:

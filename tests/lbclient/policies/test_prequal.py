@@ -324,23 +324,21 @@ def test_a_server_that_fails_fast_does_not_win_by_saying_that_it_is_idle() -> No
     assert policy.pick(among, Call()) is not among[0]
 
 
-def test_after_a_single_failure_a_node_is_left_alone_for_a_moment() -> None:
-    policy, among = prequal(**QUIET), nodes(1, 1, 1)
-    fail(among[0], 1)
-    tell(policy, among, (0, 10), (0, 15), (0, 16), now=6.0)
-    assert policy.pick(among, Call(now=6.0)) is among[1]
-    tell(policy, among, (0, 10), (0, 15), (0, 16), now=6.5)
-    assert policy.pick(among, Call(now=6.5)) is among[0]
-
-
 def test_a_server_that_failed_is_tried_again_after_a_while() -> None:
     policy, among = prequal(**QUIET), nodes(1, 1)
-    for second in range(10):
-        fail(among[0], 1, now=float(second))
-    tell(policy, among, (0, 1), (0, 20), now=33.0)
-    assert policy.pick(among, Call(now=33.0)) is among[1]
-    tell(policy, among, (0, 1), (0, 20), now=34.0)
-    assert policy.pick(among, Call(now=34.0)) is among[0]
+    fail(among[0], 1)
+    tell(policy, among, (0, 1), (0, 20), now=6.0)
+    assert policy.pick(among, Call(now=6.0)) is among[1]
+    tell(policy, among, (0, 1), (0, 20), now=7.0)
+    assert policy.pick(among, Call(now=7.0)) is among[0]
+
+
+def test_a_server_that_fails_now_and_then_is_not_avoided() -> None:
+    policy, among = prequal(**QUIET), nodes(1, 1)
+    for number in range(100):
+        among[0].learn(0.001, number * 0.05, failed=number % 50 == 9)
+    tell(policy, among, (0, 1), (0, 20), now=5.0)
+    assert policy.pick(among, Call(now=5.0)) is among[0]
 
 
 def test_a_server_that_only_fails_gets_under_one_percent() -> None:
