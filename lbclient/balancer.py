@@ -198,10 +198,14 @@ class Balancer:
     def observe(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         """Learn from an attempt that came to its end, or to the head of its response."""
         node = attempt.node
+        # Connecting is not what the server is slow at: with TLS a first request would make it look so for long.
+        waited = attempt.elapsed if attempt.sent_at is None else now - attempt.sent_at
         if outcome not in (Outcome.OURS, Outcome.LEFT):
             failed = outcome is not Outcome.SUCCESS
             node.failures += failed
-            node.learn(attempt.elapsed, now, failed=failed)
+            node.learn(waited, now, failed=failed)
+        elif outcome is Outcome.OURS:
+            node.learn_at_least(waited, now)
         failing = self._ejection.fails(node, outcome)
         if node.left:
             return

@@ -33,6 +33,8 @@ _SPAN = 1.0
 _NEWEST = 0.5
 # Where they come at one moment each of them counts for something.
 _LEAST = 0.0001
+# Seconds without an answer that tell something of a node of which nothing else is known.
+_LONG = 1.0
 # Below this share a node counts as one that does not fail at all.
 _NO_FAILURES = 0.001
 
@@ -71,10 +73,11 @@ class Node:
         weight: the endpoint's weight, read at every pick.
         in_flight: attempts from the pick until the end of the response's body.
         requests: attempts so far; failures: those that showed a fault of the node.
-        latency: seconds until the head of a response, as Peak EWMA (Finagle) keeps it: a slower answer counts at
-            once, faster ones bit by bit; None before the first. As it was at `learned_at`.
+        latency: seconds from sending a request to the head of its response, as Peak EWMA (Finagle) keeps it: a
+            slower answer counts at once, faster ones bit by bit; None before the first. As it was at `learned_at`.
         failing: share (0 to 1) of the attempts that failed of late, as of the last outcome; 0 is the usual case.
-        learned_at, failed_at: `time.monotonic()` seconds of the last answer and of the last failure; -inf before.
+        learned_at, answered_at, failed_at: `time.monotonic()` seconds of the last change of the latency, of the
+            last answer and of the last failure; -inf before.
         group: the usable nodes that it is chosen from; `NOWHERE` while it is not usable.
         connect_failures: connection failures in a row.
         ejections: how often it was taken out, decaying while it is healthy.
@@ -86,6 +89,7 @@ class Node:
     __slots__ = (
         "_urls",
         "address",
+        "answered_at",
         "attempts",
         "connect_failures",
         "ejected_at",
@@ -115,6 +119,7 @@ class Node:
         self.failures = 0
         self.latency: float | None = None
         self.learned_at = -inf
+        self.answered_at = -inf
         self.failing = 0.0
         self.failed_at = -inf
         self.group = NOWHERE
@@ -166,11 +171,27 @@ class Node:
         else:
             kept = exp((self.learned_at - now) / MEMORY)
             self.latency = elapsed + (self.latency - elapsed) * kept
-        self.learned_at = now
+        self.learned_at = self.answered_at = now
+
+    def learn_at_least(self, elapsed: float, now: float) -> None:
+        """Take in an attempt that was given up: its answer would have taken longer than this, whoever gave up.
+
+        It is no blame, so it does not count as a failure. But a server of which only fast answers count is never
+        seen to be slow by callers that have a deadline.
+        """
+        known = self.latency
+        if known is None:
+            # An attempt that was given up at once does not make a node fast.
+            known = _LONG
+        else:
+            known *= exp((self.learned_at - now) / MEMORY)
+        if elapsed >= known:
+            self.latency = elapsed
+            self.learned_at = now
 
     def _average(self, elapsed: float, now: float, *, failed: bool) -> None:
         # Fast failures are seen first after a pause, and the first answer must weigh as much as the first of them.
-        gap = now - (max(self.learned_at, self.failed_at) if failed else self.learned_at)
+        gap = now - (max(self.answered_at, self.failed_at) if failed else self.answered_at)
         newest = min(_NEWEST, max(_LEAST, -expm1(-gap / _SPAN)))
         if failed and self.latency is not None and elapsed < self.latency:
             # It came sooner than answers do: of the attempts under way most may still succeed.
@@ -232,7 +253,7 @@ class Attempt:
         elapsed: seconds until the head of the response, or until the failure.
         picked: why this node, in words.
         error: what failed, in words; empty after a success.
-        sent: whether the request began to be written.
+        sent: whether the request began to be written; sent_at: when, in `time.monotonic()` seconds.
     """
 
     __slots__ = (
@@ -246,6 +267,7 @@ class Attempt:
         "outcome",
         "picked",
         "sent",
+        "sent_at",
         "started_at",
     )
 
@@ -258,6 +280,7 @@ class Attempt:
         self.elapsed = 0.0
         self.error = ""
         self.sent = False
+        self.sent_at: float | None = None
         self.conn: Connection | None = None
         self._req: ClientRequest | None = None
         self.started_at = time.monotonic()
@@ -290,6 +313,7 @@ class Attempt:
             raise NodeLeft(f"{self.node.address} left while a connection to it was being made")
         self.conn = conn
         self.sent = True
+        self.sent_at = time.monotonic()
         conn.add_callback(self.land)
         return type(req).send(req, conn)
 

@@ -13,7 +13,7 @@ from aiohttp import ClientTimeout
 from discovery import Cache, Endpoint, OnEmpty, Snapshot, Source, Watcher, service_name
 from lbclient.options import above_zero
 from lbclient.outlier import Ejection
-from lbclient.policies import PolicyOption, PowerOfTwo
+from lbclient.policies import DEFAULT, PolicyOption
 from lbclient.routing import Routing, SlowStart
 from lbclient.transport import BalancingMiddleware
 
@@ -38,7 +38,7 @@ class BalancedSession:
     Args:
         services: a source, a watcher or a source's URL; or a mapping from service names to those.
         name: the name of a single service in `Host` and TLS certificates; taken from the URL by default.
-        policy: a policy's name (`round_robin`), a class, a function that makes one, or an object; where services
+        policy: a policy's name (`peak_ewma`), a class, a function that makes one, or an object; where services
             differ a mapping from their names to those.
         routing: which nodes are chosen among: filters, subsets, zones, priorities, panic.
         slow_start: how nodes that are new or come back get their share; by default all of it at once.
@@ -71,7 +71,7 @@ class BalancedSession:
         services: Source | Watcher | str | Mapping[str, Source | Watcher | str],
         *,
         name: str | None = None,
-        policy: PolicyOption | Mapping[str, PolicyOption] = PowerOfTwo,
+        policy: PolicyOption | Mapping[str, PolicyOption] = DEFAULT,
         routing: Routing | None = None,
         slow_start: SlowStart | None = None,
         max_attempts: int = 3,

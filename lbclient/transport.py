@@ -20,7 +20,7 @@ from lbclient.node import Attempt
 from lbclient.options import above_zero, at_least, of_type, service_host, whole
 from lbclient.outcome import IDEMPOTENT, Outcome, classify, classify_status, may_be_repeated
 from lbclient.outlier import Ejection
-from lbclient.policies import PolicyOption, PowerOfTwo, Prequal, policy_factories
+from lbclient.policies import DEFAULT, PolicyOption, Prequal, policy_factories
 from lbclient.probing import Prober
 from lbclient.routing import Routing, SlowStart
 from lbclient.service import Service
@@ -53,7 +53,7 @@ class BalancingMiddleware:
         self,
         services: Mapping[str, Source | Watcher | str],
         *,
-        policy: PolicyOption | Mapping[str, PolicyOption] = PowerOfTwo,
+        policy: PolicyOption | Mapping[str, PolicyOption] = DEFAULT,
         routing: Routing | None = None,
         slow_start: SlowStart | None = None,
         max_attempts: int = 3,

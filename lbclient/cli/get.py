@@ -20,7 +20,7 @@ from lbclient.cli.running import FAILED, NO_ENDPOINTS, Failure, Unreachable, ope
 from lbclient.cli.tally import Tally
 from lbclient.errors import NoEndpoints
 from lbclient.node import Attempt
-from lbclient.policies import POLICIES
+from lbclient.policies import DEFAULT, POLICIES
 from lbclient.policies.hashing import Hashing
 from lbclient.session import BalancedSession
 from lbclient.transport import attempts
@@ -93,7 +93,7 @@ class Options:
 @click.option("-X", "--method", metavar="METHOD", help="GET by default; POST with --data.")
 @click.option("-H", "--header", "headers", multiple=True, metavar="'K: V'", callback=_headers, help="A header.")
 @click.option("-d", "--data", metavar="TEXT", help="Body of the request.")
-@click.option("--policy", type=click.Choice(list(POLICIES)), default="power_of_two", show_default=True)
+@click.option("--policy", type=click.Choice(list(POLICIES)), default=DEFAULT, show_default=True)
 @click.option("--key", metavar="TEXT", help="For ring_hash and maglev: the same key goes to the same endpoint.")
 @click.option(
     "--timeout",

@@ -4,7 +4,7 @@ from lbclient.policies.keys import Key, cookie, header, path_part
 from lbclient.policies.least_request import LeastRequest
 from lbclient.policies.loads import Load, in_flight, least_request, peak_ewma
 from lbclient.policies.maglev import Maglev
-from lbclient.policies.names import POLICIES, PolicyOption, policy_factories, policy_factory
+from lbclient.policies.names import DEFAULT, POLICIES, PolicyOption, policy_factories, policy_factory
 from lbclient.policies.policy import Policy
 from lbclient.policies.prequal import Prequal
 from lbclient.policies.ring_hash import RingHash
@@ -13,6 +13,7 @@ from lbclient.policies.sampling import PowerOfTwo, Random
 from lbclient.policies.sticky import Sticky
 
 __all__ = [
+    "DEFAULT",
     "POLICIES",
     "Key",
     "LeastRequest",

@@ -16,7 +16,7 @@ from lbclient.policies.rotation import RoundRobin, WeightedRoundRobin
 from lbclient.policies.sampling import PowerOfTwo, Random
 from lbclient.policies.sticky import Sticky
 
-__all__ = ["POLICIES", "PolicyOption", "policy_factories", "policy_factory"]
+__all__ = ["DEFAULT", "POLICIES", "PolicyOption", "policy_factories", "policy_factory"]
 
 PolicyOption = str | Policy | Callable[[], Policy]
 
@@ -33,6 +33,10 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "sticky": Sticky,
     "prequal": Prequal,
 }
+
+
+# What `benchmarks/simulate.py` shows to be the best of those that need nothing from servers: see docs/policies.md.
+DEFAULT = "peak_ewma"
 
 
 class _Copies:
@@ -80,4 +84,4 @@ def policy_factories(
         return dict.fromkeys(services, policy_factory(policy))
     if unknown := [name for name in policy if name not in services]:
         raise ValueError(f"policy has {unknown[0]!r}, which is no service; there are {', '.join(services)}")
-    return {name: policy_factory(policy.get(name, PowerOfTwo)) for name in services}
+    return {name: policy_factory(policy.get(name, DEFAULT)) for name in services}

@@ -12,7 +12,7 @@ from lbclient.call import Call
 from lbclient.load_report import HEADER, LoadReport
 from lbclient.node import Node
 from lbclient.policies.drawing import Draw
-from lbclient.policies.loads import least_request
+from lbclient.policies.loads import least_request, peak_ewma
 from lbclient.policies.probe_pool import Probe, ProbePool
 from lbclient.policies.sampling import PowerOfTwo
 
@@ -50,8 +50,8 @@ class Prequal:
     balance: introducing Prequal", NSDI 2024). Other than in the paper:
 
     - With fewer than two answers in the pool, as after a pause or in a burst of requests, the choice is
-      `PowerOfTwo`'s by what the client itself has under way, not a random one. It costs no more, and is far better
-      where servers offer no reports.
+      `PowerOfTwo(load=peak_ewma)`'s by what the client itself saw, not a random one. It costs little more, and is
+      far better where servers offer no reports.
     - Nodes that offer none get their share by weight, unless they have more under way than the best of the pool.
     - An answer is used twice at most, also where the paper's formula gives more (few nodes, few probes) or no
       number at all: in simulations more uses sent bursts to one node, with a higher median and tail.
@@ -115,7 +115,7 @@ class Prequal:
         self._rng = rng or random.Random()
         self._random = self._rng.random
         self._pool = ProbePool(pool, max_age, q_rif)
-        self._otherwise = PowerOfTwo(load=least_request, rng=self._rng)
+        self._otherwise = PowerOfTwo(load=peak_ewma, rng=self._rng)
         self._nodes: tuple[Node, ...] = ()
         self._members: frozenset[Node] = frozenset()
         self._draw: Draw | None = None

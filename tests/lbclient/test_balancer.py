@@ -210,6 +210,43 @@ def test_a_change_of_description_keeps_a_node_out_and_a_return_lets_it_in() -> N
     assert world.picked() == {"1", "2"}
 
 
+def waited(world: World, seconds: float, outcome: Outcome, *, connecting: float = 0.0) -> None:
+    attempt = world.begin(world.node(1))
+    world.now += seconds
+    attempt.elapsed = seconds
+    if connecting:
+        attempt.sent_at = attempt.started_at + connecting
+    world.end(attempt, outcome)
+
+
+def test_an_attempt_that_was_given_up_shows_how_slow_a_node_is_at_least_and_no_fault() -> None:
+    world = World(1, 2)
+    waited(world, 0.9, Outcome.OURS)
+    assert world.node(1).latency is None, "a caller who gives up at once does not make it a fast one"
+    waited(world, 5, Outcome.OURS)
+    assert world.node(1).latency == 5
+    waited(world, 2, Outcome.OURS)
+    assert world.node(1).latency == 5, "it may be slower than that"
+    world.now += 60
+    waited(world, 2, Outcome.OURS)
+    assert world.node(1).latency == 2, "what was seen a minute ago has faded"
+    assert (world.node(1).failing, world.node(1).failures) == (0, 0)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.ERROR, Outcome.FAULT, Outcome.CONNECT, Outcome.LEFT])
+def test_a_failure_says_nothing_of_the_latency(outcome: Outcome) -> None:
+    world = World(1, 2)
+    waited(world, 0.2, Outcome.SUCCESS)
+    waited(world, 5, outcome)
+    assert world.node(1).latency == 0.2
+
+
+def test_the_time_for_connecting_is_no_latency() -> None:
+    world = World(1, 2)
+    waited(world, 0.3, Outcome.SUCCESS, connecting=0.25)
+    assert world.node(1).latency == pytest.approx(0.05)
+
+
 def test_the_limit_of_a_node_is_kept() -> None:
     world = World(1, 2, limit_per_node=2)
     begun = [world.begin(world.pick()) for _ in range(4)]

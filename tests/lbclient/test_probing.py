@@ -255,7 +255,8 @@ async def test_a_server_with_no_endpoint_for_probes_gets_its_share_and_is_left_i
     ):
         await get(session, 90)
         assert [probes(server) for server in servers] == [3, 90, 3]
-        assert all(requests(server) > 15 for server in servers)
+        # How much is the business of the policy that chooses where reports are rare.
+        assert all(requests(server) > 0 for server in servers)
         assert caplog.text.count("no load report") == 1
 
 
