@@ -99,7 +99,6 @@ def _hashing(name: str, policy: str, draw_keys: DrawKeys, bound: float | None = 
     )
 
 
-# Those that this version of the library does not have are left out.
 CANDIDATES = {
     candidate.name: candidate
     for candidate in (
@@ -123,7 +122,6 @@ CANDIDATES = {
         _hashing("maglev", "maglev", uniform_keys),
         _hashing("maglev_bounded", "maglev", zipf_keys, _BOUND),
     )
-    if candidate.policy in POLICIES
 }
 
 

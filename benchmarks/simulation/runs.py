@@ -21,7 +21,7 @@ from simulation.scenarios import SCENARIOS, Setting
 __all__ = ["REQUESTS", "SIZES", "Run", "choose", "plot_all", "run", "run_all"]
 
 # Requests of a simulation of the usual length, by its size.
-REQUESTS = {Size(100, 100): 100_000, Size(10, 1_000): 100_000}
+REQUESTS = {Size(100, 100): 100_000, Size(10, 1_000): 80_000}
 SIZES = {str(size): size for size in REQUESTS}
 
 

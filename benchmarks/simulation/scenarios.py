@@ -196,7 +196,7 @@ SCENARIOS = {
             name="recovery",
             about="the same, and half way the slow ones become normal",
             plan=_recovery,
-            length=3.0,
+            length=2.0,
             sizes=(100,),
         ),
         Scenario(name="one_failing", about="one server answers with 500 at once", plan=_one_failing),
