@@ -104,6 +104,16 @@ def test_weight_zero_gets_nothing_while_others_have_one(row: Row) -> None:
     assert set(client.picks(200)) == set(client.nodes)
 
 
+@rows("looks_at_load")
+def test_attempts_that_do_not_end_pile_up_nowhere(row: Row) -> None:
+    """Not even those of one key: what is under way at all nodes is told to the policy."""
+    client = Client(row, endpoints([1] * 10))
+    client.key = "user-1"
+    for _ in range(200):
+        client.begin(client.picked())
+    assert max(node.in_flight for node in client.nodes) <= 1.25 * 200 / 10 + 1
+
+
 # Updates
 
 
