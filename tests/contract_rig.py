@@ -139,6 +139,11 @@ class Client:
         assert node is not None
         return node
 
+    def picked_for(self, key: str) -> Node:
+        """The node for a request with this key, and for those that follow."""
+        self.key = key
+        return self.picked()
+
     def picks(self, times: int, *tried: Node) -> Counter[Node | None]:
         return Counter(self.pick(*tried) for _ in range(times))
 

@@ -120,19 +120,19 @@ ROWS = (
     ),
     # Small rings and tables: they are made by the thousand here.
     Row(
-        name="ring_hash", make=lambda rng: RingHash(points=40, rng=rng), weighted=True, needs_key=True, grain=0.16
+        name="ring_hash", make=lambda rng: RingHash(points=24, rng=rng), weighted=True, needs_key=True, grain=0.21
     ),
     Row(
         name="ring_hash, bounded",
-        make=lambda rng: RingHash(points=40, bounded_load=1.25, rng=rng),
+        make=lambda rng: RingHash(points=24, bounded_load=1.25, rng=rng),
         weighted=True,
         needs_key=True,
-        grain=0.16,
+        grain=0.21,
         looks_at_load=True,
     ),
     Row(
         name="maglev",
-        make=lambda rng: Maglev(table_size=2003, rng=rng),
+        make=lambda rng: Maglev(table_size=1009, rng=rng),
         weighted=True,
         needs_key=True,
         grain=0.01,
@@ -140,7 +140,7 @@ ROWS = (
     ),
     Row(
         name="maglev, bounded",
-        make=lambda rng: Maglev(table_size=2003, bounded_load=1.25, rng=rng),
+        make=lambda rng: Maglev(table_size=1009, bounded_load=1.25, rng=rng),
         weighted=True,
         needs_key=True,
         grain=0.01,

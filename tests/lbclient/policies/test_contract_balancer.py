@@ -104,6 +104,26 @@ def test_weight_zero_gets_nothing_while_others_have_one(row: Row) -> None:
     assert set(client.picks(200)) == set(client.nodes)
 
 
+@rows("looks_at_load")
+def test_attempts_that_do_not_end_pile_up_nowhere(row: Row) -> None:
+    """Not even those of one key: what is under way at all nodes is told to the policy."""
+    client = Client(row, endpoints([1] * 10))
+    client.key = "user-1"
+    for _ in range(200):
+        client.begin(client.picked())
+    assert max(node.in_flight for node in client.nodes) <= 1.25 * 200 / 10 + 1
+
+
+@rows("needs_key", "looks_at_load")
+def test_a_key_stays_where_it_is_while_its_node_has_room(row: Row) -> None:
+    """Twenty under way are two at each of ten nodes, and three would be no more than 1.25 times the average."""
+    client = Client(row, endpoints([1] * 10))
+    idle = [client.picked_for(f"user-{number}") for number in range(20)]
+    for node in client.nodes * 2:
+        client.begin(node)
+    assert [client.picked_for(f"user-{number}") for number in range(20)] == idle
+
+
 # Updates
 
 

@@ -99,11 +99,15 @@ class Story:
     def fail(self, number: int) -> None:
         """A server goes down: connections are refused until it is out, or the last one."""
         if number in self.found:
+            was = self.works()
             self.client.see(self.client.node(number), *[Outcome.CONNECT] * 3, elapsed=0.0)
+            assert self.works() == was, "the last one is never taken out"
 
     def end(self, index: int, outcome: Outcome, elapsed: float) -> None:
         if self.under_way:
+            was = self.works()
             self.client.end(self.under_way.pop(index % len(self.under_way)), outcome, elapsed)
+            assert self.works() >= was
 
     def try_(self, tried: Collection[int], key: int) -> None:
         """One attempt, of a request that went to those before."""
@@ -122,6 +126,10 @@ class Story:
             assert node in expected
         if node is not None:
             self.under_way.append(client.begin(node))
+
+    def works(self) -> bool:
+        """Whether a node is in that has a weight."""
+        return any(node.ejected_at is None and node.weight > 0 for node in self.client.nodes)
 
     def free(self, node: Node) -> bool:
         return node.in_flight < self.limit
@@ -179,7 +187,7 @@ class Story:
 
 @rows()
 @given(FOUND, OPTIONS, STEPS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_whatever_happens_who_is_picked_is_there_and_counts_are_right(
     row: Row, found: dict[int, float], options: dict[str, Any], steps: list[tuple[Any, ...]]
 ) -> None:
