@@ -14,13 +14,14 @@ from xxhash import xxh64_intdigest
 
 from discovery import Endpoint
 from lbclient.call import Call
-from lbclient.node import NOWHERE, Attempt, Group, Node
+from lbclient.node import NOWHERE, Attempt, Node
 from lbclient.outcome import Outcome
 from lbclient.outlier import Ejection
 from lbclient.policies import Policy
+from lbclient.route import Route
 from lbclient.routing import Announcer, Pace, Portion, Routing, SlowStart, WarmUp
 
-__all__ = ["Balancer", "Route"]
+__all__ = ["Balancer"]
 
 log = logging.getLogger(__name__)
 
@@ -31,30 +32,6 @@ _DRAWS = 8
 _POLICIES_KEPT = 100
 # Hashing policies hash the same key with 0: a route must not get one stretch of their rings only.
 _SEED = 1
-
-
-class Route(Group):
-    """A portion of the nodes with the policy that chooses among them.
-
-    Attributes:
-        policy: its own.
-        name, share, panic: as in `Portion`.
-        pace: of those of its nodes that are being warmed up; None before one was looked at.
-    """
-
-    __slots__ = ("name", "pace", "panic", "policy", "share")
-
-    def __init__(self, portion: Portion, nodes: tuple[Node, ...], policy: Policy) -> None:
-        super().__init__(nodes)
-        self.policy = policy
-        self.name = portion.name
-        self.share = portion.share
-        self.panic = portion.panic
-        self.pace: Pace | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The live state as plain data; `share` is 0 for nodes that only help out."""
-        return {"name": self.name, "share": self.share, "nodes": len(self.nodes), "panic": self.panic}
 
 
 class Balancer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from math import exp, expm1
+from math import exp, expm1, inf
 from typing import TYPE_CHECKING, Any, Self
 
 from yarl import URL
@@ -74,7 +74,7 @@ class Node:
         latency: seconds until the head of a response, as Peak EWMA (Finagle) keeps it: a slower answer counts at
             once, faster ones bit by bit; None before the first. As it was at `learned_at`.
         failing: share (0 to 1) of the attempts that failed of late, as of the last outcome; 0 is the usual case.
-        learned_at, failed_at: `time.monotonic()` seconds of the last answer and of the last failure.
+        learned_at, failed_at: `time.monotonic()` seconds of the last answer and of the last failure; -inf before.
         group: the usable nodes that it is chosen from; `NOWHERE` while it is not usable.
         connect_failures: connection failures in a row.
         ejections: how often it was taken out, decaying while it is healthy.
@@ -114,9 +114,9 @@ class Node:
         self.requests = 0
         self.failures = 0
         self.latency: float | None = None
-        self.learned_at = 0.0
+        self.learned_at = -inf
         self.failing = 0.0
-        self.failed_at = 0.0
+        self.failed_at = -inf
         self.group = NOWHERE
         self.connect_failures = 0
         self.ejections = 0

@@ -11,12 +11,13 @@ from typing import Any
 from aiohttp import ClientRequest, ClientResponse
 
 from discovery import Endpoint, Snapshot, Source, Watcher, open_source
-from lbclient.balancer import Balancer, Route
+from lbclient.balancer import Balancer
 from lbclient.call import Call
 from lbclient.errors import NoEndpoints
 from lbclient.node import Attempt, Node
 from lbclient.outcome import Outcome
 from lbclient.probing import Prober
+from lbclient.route import Route
 
 __all__ = ["Service"]
 

@@ -96,7 +96,6 @@ MODULES = {
     "lbclient.outlier": "node outcome",
     "lbclient.policies.drawing": "node",
     "lbclient.policies.loads": "node",
-    "lbclient.policies.probe_pool": "node",
     "lbclient.policies.ring": "node",
     "lbclient.policies.table": "node",
     "lbclient.policies.turns": "node",
@@ -105,6 +104,7 @@ MODULES = {
     "lbclient.routing.warm_up": "node routing.slow_start",
     "lbclient.policies.bounded_load": "call node",
     "lbclient.policies.policy": "call node",
+    "lbclient.policies.probe_pool": "node policies.loads",
     "lbclient.policies.sampling": "call node policies.drawing policies.loads",
     "lbclient.policies.deadlines": "node policies.turns",
     "lbclient.policies.smooth": "node policies.turns",
@@ -134,9 +134,10 @@ MODULES = {
         "policies.policy policies.prequal policies.ring_hash policies.rotation policies.sampling "
         "policies.sticky"
     ),
-    "lbclient.balancer": "call node outcome outlier policies routing discovery",
     "lbclient.probing": "load_report node policies",
-    "lbclient.service": "balancer call errors node outcome probing discovery",
+    "lbclient.route": "node policies routing",
+    "lbclient.balancer": "call node outcome outlier policies route routing discovery",
+    "lbclient.service": "balancer call errors node outcome probing route discovery",
     "lbclient.transport": (
         "balancer call drain errors node options outcome outlier policies probing routing service discovery"
     ),

@@ -12,11 +12,12 @@ from math import inf, nan
 from typing import Any
 
 from discovery import Endpoint
-from lbclient.balancer import Balancer, Route
+from lbclient.balancer import Balancer
 from lbclient.call import Call
 from lbclient.node import Attempt, Node
 from lbclient.outcome import Outcome
 from lbclient.policies import Policy, Prequal
+from lbclient.route import Route
 from simulation.plan import Plan
 from simulation.server import Server
 

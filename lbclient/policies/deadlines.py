@@ -81,8 +81,11 @@ class DeadlineOrder:
 
     def waits(self) -> dict[Node, int]:
         """How long each node still has to wait, in parts of a turn."""
-        nodes, weights, scale, bits, mask = self.nodes, self._weights, self._scale, self._bits, self._mask
+        weights, scale, bits, mask = self._weights, self._scale, self._bits, self._mask
         now = self._heap[0] >> bits
-        return {
-            nodes[place := key & mask]: ((key >> bits) - now) * weights[place] // scale + 1 for key in self._heap
-        }
+        waits = [0] * len(weights)
+        for key in self._heap:
+            place = key & mask
+            waits[place] = ((key >> bits) - now) * weights[place] // scale + 1
+        # In the order of the nodes: thousands of them are looked at faster one after the other than to and fro.
+        return dict(zip(self.nodes, waits, strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Collection
+from math import inf
 
 from lbclient.node import Node
 
@@ -98,17 +99,18 @@ def _parts(weights: list[float]) -> list[float]:
 
 def _slots(parts: list[float]) -> tuple[array[float], array[int]]:
     """Fill each slot that its node leaves partly empty from a node that has more than its slot holds."""
-    others = list(range(len(parts)))
-    light = [place for place, part in enumerate(parts) if part < 1]
-    heavy = [place for place, part in enumerate(parts) if part >= 1]
-    kept = parts.copy()
-    while light and heavy:
-        slot, giver = light.pop(), heavy[-1]
+    kept, others = parts.copy(), list(range(len(parts)))
+    givers = iter([place for place, part in enumerate(parts) if part >= 1])
+    giver = next(givers)
+    left = parts[giver]
+    for slot in [place for place, part in enumerate(parts) if part < 1]:
         others[slot] = giver
-        kept[giver] = left = kept[giver] + kept[slot] - 1
-        if left < 1:
-            light.append(heavy.pop())
-    for slot in light:
-        # Full but for rounding.
-        kept[slot] = 1.0
+        left += parts[slot] - 1
+        # Now it is partly empty itself, and the next one fills it.
+        while left < 1:
+            following = next(givers, giver)
+            kept[giver], others[giver] = left, following
+            # Without a next one all are full but for rounding.
+            left = left + parts[following] - 1 if following != giver else inf
+            giver = following
     return array("d", kept), array("l", others)

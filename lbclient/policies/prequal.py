@@ -55,7 +55,7 @@ class Prequal:
     - Nodes that offer none get their share by weight, unless they have more under way than the best of the pool.
     - An answer is used twice at most, also where the paper's formula gives more (few nodes, few probes) or no
       number at all: in simulations more uses sent bursts to one node, with a higher median and tail.
-    - A node of which two requests in a row failed comes after all others, until that fades.
+    - A node that fails comes after all others for a while, as with all loads: see `policies.loads.avoided`.
 
     A server offers reports with `LoadReporter`, or with any other answer to `GET path` that has a header such as
     `endpoint-load-metrics: TEXT named_metrics.rif=3,named_metrics.latency=0.0123` (ORCA); the header is understood

@@ -5,9 +5,10 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Collection
-from math import ceil, exp, inf
+from math import ceil, inf
 
-from lbclient.node import MEMORY, Node
+from lbclient.node import Node
+from lbclient.policies.loads import avoided
 
 __all__ = ["Probe", "ProbePool"]
 
@@ -16,9 +17,6 @@ _SEEN = 128
 # Ranks in three classes, far enough apart that no latency (seconds) or load reaches the next one.
 _HOT = 1e9
 _FAILING = 1e18
-# Share of failures from which a node comes after all others: two failures in a row reach it, and one in twenty
-# requests hardly ever does. A node that fails only is asked again every 4 s then.
-_AVERSE = 0.3
 
 
 class Probe:
@@ -111,10 +109,10 @@ class ProbePool:
         best = worst = probes[0]
         lowest, highest = inf, -inf
         for probe in probes:
-            if probe.node.failing:
-                rank = _rank_failing(probe, limit, now)
-            else:
-                rank = probe.latency if probe.load <= limit else _HOT + probe.load
+            rank = probe.latency if probe.load <= limit else _HOT + probe.load
+            # What such a node says must not make it a sink that swallows all.
+            if (failing := probe.node.failing) and avoided(probe.node, now):
+                rank = _FAILING * (1.0 + failing)
             if rank < lowest:
                 lowest, best = rank, probe
             if rank > highest:
@@ -143,13 +141,3 @@ class ProbePool:
             if probe.node is node:
                 probe.load += 1.0 / (node.weight or 1e-9)
                 return
-
-
-def _rank_failing(probe: Probe, limit: float, now: float) -> float:
-    """The rank of a node with failures in its memory: what it says must not make it a sink that swallows all."""
-    node = probe.node
-    failing = node.failing * exp((node.failed_at - now) / MEMORY)
-    if failing > _AVERSE:
-        return _FAILING * (1.0 + failing)
-    worse = (1.0 - failing) ** -2
-    return probe.latency * worse if probe.load <= limit else _HOT + (1.0 + probe.load) * worse

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 from math import frexp, ldexp, log2
 
 from xxhash import xxh64_intdigest
@@ -39,7 +39,7 @@ class Ring:
         behind: whether changes are left to be worked in by `catch_up`.
     """
 
-    __slots__ = ("_arcs", "_hosts", "_pending", "_points", "behind", "nodes")
+    __slots__ = ("_addresses", "_arcs", "_free", "_hosts", "_owners", "_pending", "_points", "behind", "nodes")
 
     def __init__(self, points: int) -> None:
         self.nodes: tuple[Node, ...] = ()
@@ -47,6 +47,10 @@ class Ring:
         self._points = points
         self._arcs: list[_Arc] = []
         self._hosts: dict[str, _Host] = {}
+        # By the number of a host: its node, None if that left; its address; and the numbers nobody has.
+        self._owners: list[Node | None] = []
+        self._addresses: list[str] = []
+        self._free: list[int] = []
         # Hosts whose points are not all where they should be; the values mean nothing.
         self._pending: dict[_Host, None] = {}
 
@@ -57,19 +61,19 @@ class Ring:
     def update(self, nodes: tuple[Node, ...]) -> None:
         """Take the new set as it is."""
         self.nodes = nodes
-        hosts, pending = self._hosts, self._pending
+        hosts, owners, pending = self._hosts, self._owners, self._pending
         for node, count in zip(nodes, points_by_weight(nodes, self._points), strict=True):
             host = hosts.get(node.address)
             if host is None:
-                host = hosts[node.address] = _Host(node.address)
-            host.node = node
+                host = hosts[node.address] = self._number(node.address)
+            owners[host.number] = node
             if host.wanted != count:
                 host.wanted = count
                 pending[host] = None
         if len(hosts) > len(nodes):
             for address in hosts.keys() - {node.address for node in nodes}:
                 host = hosts[address]
-                host.node = None
+                owners[host.number] = None
                 host.wanted = 0
                 pending[host] = None
         changes = sum(abs(host.wanted - host.placed) for host in pending)
@@ -87,8 +91,8 @@ class Ring:
             most -= self._place(host, most)
             if host.placed == host.wanted:
                 del self._pending[host]
-                if host.node is None:
-                    del self._hosts[host.address]
+                if self._owners[host.number] is None:
+                    self._forget(host)
         self.behind = bool(self._pending)
 
     def find(self, point: int) -> Node | None:
@@ -96,29 +100,33 @@ class Ring:
         index = point >> _SHIFT
         arc = self._arcs[index]
         if not arc.in_order:
-            arc.sort()
+            arc.sort(self._addresses)
         at = bisect_left(arc.points, point)
-        while at == len(arc.hosts):
+        while at == len(arc.points):
             index = (index + 1) % _ARCS
             arc = self._arcs[index]
             at = 0
         if not arc.in_order:
-            arc.sort()
-        return arc.hosts[at].node
+            arc.sort(self._addresses)
+        return self._owners[arc.numbers[at]]
 
     def walk(self, point: int) -> Iterator[Node]:
         """The nodes at and after the point, in turn and once around; most of them come up many times."""
         index = point >> _SHIFT
-        first = self._arcs[index].hosts_from(point)
-        arcs = self._arcs[index + 1 :] + self._arcs[: index + 1]
-        for hosts in chain((first,), (arc.hosts_from(0) for arc in arcs)):
-            for host in hosts:
-                if host.node is not None:
-                    yield host.node
+        for step in range(_ARCS + 1):
+            arc = self._arcs[(index + step) % _ARCS]
+            if not arc.in_order:
+                arc.sort(self._addresses)
+            for number in arc.numbers[bisect_left(arc.points, point) :]:
+                if (node := self._owners[number]) is not None:
+                    yield node
+            point = 0
 
     def _build(self) -> None:
         self._arcs = arcs = [_EMPTY] * _ARCS
-        self._hosts = {address: host for address, host in self._hosts.items() if host.node is not None}
+        for host in self._pending:
+            if self._owners[host.number] is None:
+                self._forget(host)
         for host in self._hosts.values():
             for point in host.points(0, host.wanted):
                 index = point >> _SHIFT
@@ -128,7 +136,7 @@ class Ring:
                     # Sorted where and when it is needed: that takes longer than all of this.
                     arc.in_order = False
                 arc.points.append(point)
-                arc.hosts.append(host)
+                arc.numbers.append(host.number)
             host.placed = host.wanted
         self._pending = {}
         self.behind = False
@@ -139,14 +147,27 @@ class Ring:
         if host.placed < host.wanted:
             last = min(last, first + most)
             for point in host.points(first, last):
-                self._arc(point).add(point, host)
+                self._arc(point).add(point, host.number, self._addresses)
             host.placed = last
         else:
             first = max(first, last - most)
             for point in host.points(first, last):
-                self._arc(point).remove(point, host)
+                self._arc(point).remove(point, host.number)
             host.placed = first
         return last - first
+
+    def _number(self, address: str) -> _Host:
+        if not self._free:
+            self._free.append(len(self._owners))
+            self._owners.append(None)
+            self._addresses.append("")
+        host = _Host(address, self._free.pop())
+        self._addresses[host.number] = address
+        return host
+
+    def _forget(self, host: _Host) -> None:
+        del self._hosts[host.address]
+        self._free.append(host.number)
 
     def _arc(self, point: int) -> _Arc:
         index = point >> _SHIFT
@@ -159,21 +180,17 @@ class _Host:
     """An address on the ring.
 
     Attributes:
-        node: the one that has the address now; None if it left.
+        number: what stands for it at its points.
         placed: how many points it has on the ring; wanted: how many it should have.
     """
 
-    __slots__ = ("address", "node", "placed", "wanted")
+    __slots__ = ("address", "number", "placed", "wanted")
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, number: int) -> None:
         self.address = address
-        self.node: Node | None = None
+        self.number = number
         self.placed = 0
         self.wanted = 0
-
-    def __lt__(self, other: _Host) -> bool:
-        # Of two hosts at the same point, the same one is first whichever came first.
-        return self.address < other.address
 
     def points(self, first: int, last: int) -> Iterable[int]:
         prefix = f"{self.address}_".encode()
@@ -181,42 +198,42 @@ class _Host:
 
 
 class _Arc:
-    """A stretch of the ring: points in ascending order if `in_order`, and the host at each of them."""
+    """A stretch of the ring: points in ascending order if `in_order`, and the number of the host at each of them.
 
-    __slots__ = ("hosts", "in_order", "points")
+    Of two hosts at the same point the one with the smaller address is first, whichever came first.
+    """
+
+    __slots__ = ("in_order", "numbers", "points")
 
     def __init__(self) -> None:
-        # A list of a million integers would take four times the memory.
+        # A million objects would take four times the memory, and the garbage collector would look at each.
         self.points = array("Q")
-        self.hosts: list[_Host] = []
+        self.numbers = array("I")
         self.in_order = True
 
-    def hosts_from(self, point: int) -> list[_Host]:
-        """The hosts at and after a point."""
-        if not self.in_order:
-            self.sort()
-        return self.hosts[bisect_left(self.points, point) :]
-
-    def add(self, point: int, host: _Host) -> None:
-        at = len(self.points)
+    def add(self, point: int, number: int, addresses: Sequence[str]) -> None:
+        points, numbers = self.points, self.numbers
+        at = len(points)
         if self.in_order:
-            at = bisect_left(self.points, point)
-            while at < len(self.points) and self.points[at] == point and self.hosts[at] < host:
+            at = bisect_left(points, point)
+            while at < len(points) and points[at] == point and addresses[numbers[at]] < addresses[number]:
                 at += 1
-        self.points.insert(at, point)
-        self.hosts.insert(at, host)
+        points.insert(at, point)
+        numbers.insert(at, number)
 
-    def remove(self, point: int, host: _Host) -> None:
+    def remove(self, point: int, number: int) -> None:
         at = bisect_left(self.points, point) if self.in_order else self.points.index(point)
-        while self.hosts[at] is not host:
+        while self.numbers[at] != number:
             at = self.points.index(point, at + 1)
         del self.points[at]
-        del self.hosts[at]
+        del self.numbers[at]
 
-    def sort(self) -> None:
-        pairs = sorted(zip(self.points, self.hosts, strict=True))
+    def sort(self, addresses: Sequence[str]) -> None:
+        pairs = sorted(zip(self.points, self.numbers, strict=True))
+        if len(set(self.points)) < len(pairs):
+            pairs.sort(key=lambda pair: (pair[0], addresses[pair[1]]))
         self.points = array("Q", [point for point, _ in pairs])
-        self.hosts = [host for _, host in pairs]
+        self.numbers = array("I", [number for _, number in pairs])
         self.in_order = True
 
 
@@ -242,17 +259,15 @@ def points_by_weight(nodes: Sequence[Node], points: int) -> list[int]:
     heaviest = max(weights)
     if heaviest == 0:
         return [points] * len(weights)
-    # So that no sum is infinite; a power of two changes nothing else.
-    exponent = frexp(heaviest)[1]
-    if weights.count(heaviest) == len(weights):
-        weight = ldexp(heaviest, -exponent)
-        return [max(1, round(points * weight / _nearest_power(weight)))] * len(weights)
-    scaled = [ldexp(weight, -exponent) for weight in weights]
-    median = sorted(scaled)[(len(scaled) - 1) // 2]
-    afforded = max(2 * points * len(scaled), _ALWAYS_AFFORDED)
-    per_unit = points / _nearest_power(max(median, sum(scaled) * points / afforded))
-    counts = [max(1, round(weight * per_unit)) for weight in scaled]
-    return [count if weight else 0 for weight, count in zip(weights, counts, strict=True)]
+    # Scaled so that no sum is infinite; a power of two changes nothing else. Few weights are all different.
+    exponent = -frexp(heaviest)[1]
+    tally = sorted((weight, ldexp(weight, exponent), count) for weight, count in Counter(weights).items())
+    median = ldexp(sorted(weights)[(len(weights) - 1) // 2], exponent)
+    total = sum(scaled * count for _, scaled, count in tally)
+    afforded = max(2 * points * len(weights), _ALWAYS_AFFORDED)
+    per_unit = points / _nearest_power(max(median, total * points / afforded))
+    counts = {weight: max(1, round(scaled * per_unit)) if weight else 0 for weight, scaled, _ in tally}
+    return [counts[weight] for weight in weights]
 
 
 def _nearest_power(number: float) -> float:

@@ -21,7 +21,7 @@ class RingHash(Hashing):
     parts.
 
     Shares differ: with 128 points the standard deviation is 9 % of a share. `Maglev` is even, and moves a few keys
-    more; more `points` are slower to build and take 18 bytes each.
+    more; more `points` are slower to build and take 14 bytes each.
 
     Args:
         key: takes the key out of a request: `header(name)`, `cookie(name)`, `path_part(index)` or a function of

@@ -22,9 +22,12 @@ def whole_weights(nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], list[int]]
     Exact if the weights are multiples of some number that go up to 2³⁰ of it, as whole numbers and short binary
     fractions are (1, 2.5, 0.75). Others are rounded to 2⁻³⁰ of the largest, and none of them down to 0.
     """
+    weights = [node.weight for node in nodes]
+    if weights.count(weights[0]) == len(weights):
+        return nodes, [1] * len(weights)
+    if min(weights) > 0:
+        return nodes, _whole(weights)
     weighted = tuple([node for node in nodes if node.weight > 0])
-    if not weighted:
-        return nodes, [1] * len(nodes)
     return weighted, _whole([node.weight for node in weighted])
 
 

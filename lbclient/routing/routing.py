@@ -93,6 +93,8 @@ class Routing:
         ejected; if there are none either, all.
         """
         levels = levels_of(nodes)
+        if not any(level.usable for level in levels):
+            return self._last_resort(nodes)
         found: list[Portion] = []
         counts = [(len(level.usable), len(level.nodes)) for level in levels]
         shared = loads(counts, overprovisioning=self.overprovisioning, panic_threshold=self.panic_threshold)
@@ -102,7 +104,7 @@ class Routing:
                 found.append(Portion(name, level.nodes, load.share, panic=True))
             elif level.usable:
                 found += self._zones_in(level, name, load.share)
-        return tuple(found) or self._last_resort(nodes)
+        return tuple(found)
 
     def _zones_in(self, level: Level, name: str, share: float) -> Iterable[Portion]:
         if self._zoned is None:

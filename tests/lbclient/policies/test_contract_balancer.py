@@ -166,7 +166,9 @@ def test_what_was_learned_survives_updates(row: Row) -> None:
     """One is added, one goes, weights change: the others are the same objects with the same numbers."""
     client = Client(row, endpoints([1] * 3))
     kept = client.node(2)
-    client.see(kept, Outcome.SUCCESS, Outcome.ERROR, elapsed=0.2)
+    client.see(kept, Outcome.SUCCESS, elapsed=0.2)
+    client.now += 1
+    client.see(kept, Outcome.ERROR, elapsed=0.2)
     attempt = client.begin(kept)
     names = ("in_flight", "requests", "failures", "latency", "learned_at", "failing", "failed_at", "attempts")
     before = {name: getattr(kept, name) for name in names}

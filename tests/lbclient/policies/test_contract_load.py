@@ -81,8 +81,8 @@ def test_one_fast_answer_does_not_make_up_for_a_slow_one(row: Row) -> None:
     slow = client.node(1)
     for node in client.nodes:
         client.see(node, Outcome.SUCCESS, elapsed=0.05)
-    client.see(slow, Outcome.SUCCESS, elapsed=1.0)
-    client.see(slow, Outcome.SUCCESS, Outcome.ERROR, elapsed=0.001)
+    for outcome, elapsed in ((Outcome.SUCCESS, 1.0), (Outcome.SUCCESS, 0.001), (Outcome.ERROR, 0.001)):
+        client.see(slow, outcome, elapsed=elapsed)
     assert slow.latency == pytest.approx(1.0)
     assert not client.picks(200)[slow]
 

@@ -324,24 +324,21 @@ def test_a_server_that_fails_fast_does_not_win_by_saying_that_it_is_idle() -> No
     assert policy.pick(among, Call()) is not among[0]
 
 
-def test_a_single_failure_only_makes_a_node_look_slower() -> None:
-    policy, among = prequal(**QUIET), nodes(1, 1, 1)
-    fail(among[0], 1)
-    tell(policy, among, (0, 10), (0, 15), (0, 16))
-    assert policy.pick(among, Call()) is among[1]
-    policy, among = prequal(**QUIET), nodes(1, 1, 1)
-    fail(among[0], 1)
-    tell(policy, among, (0, 10), (0, 20), (0, 20))
-    assert policy.pick(among, Call()) is among[0]
-
-
 def test_a_server_that_failed_is_tried_again_after_a_while() -> None:
     policy, among = prequal(**QUIET), nodes(1, 1)
-    fail(among[0], 10)
-    tell(policy, among, (0, 1), (0, 20), now=8.0)
-    assert policy.pick(among, Call(now=8.0)) is among[1]
-    tell(policy, among, (0, 1), (0, 20), now=12.0)
-    assert policy.pick(among, Call(now=12.0)) is among[0]
+    fail(among[0], 1)
+    tell(policy, among, (0, 1), (0, 20), now=6.0)
+    assert policy.pick(among, Call(now=6.0)) is among[1]
+    tell(policy, among, (0, 1), (0, 20), now=7.0)
+    assert policy.pick(among, Call(now=7.0)) is among[0]
+
+
+def test_a_server_that_fails_now_and_then_is_not_avoided() -> None:
+    policy, among = prequal(**QUIET), nodes(1, 1)
+    for number in range(100):
+        among[0].learn(0.001, number * 0.05, failed=number % 50 == 9)
+    tell(policy, among, (0, 1), (0, 20), now=5.0)
+    assert policy.pick(among, Call(now=5.0)) is among[0]
 
 
 def test_a_server_that_only_fails_gets_under_one_percent() -> None:
