@@ -107,9 +107,7 @@ def plot_all(results: Sequence[Result], folder: Path, jobs: int) -> None:
 @contextmanager
 def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that end at once, whatever they do, if this one is interrupted."""
-    with ProcessPoolExecutor(
-        jobs, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
-    ) as executor:
+    with ProcessPoolExecutor(jobs, initializer=_obey) as executor:
         try:
             yield executor
         except BaseException:
@@ -117,3 +115,10 @@ def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
             for process in active_children():
                 process.terminate()
             raise
+
+
+def _obey() -> None:
+    # Ctrl-C reaches all processes of a terminal, but ending the others is the first one's business.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A fork has the handlers of the first one, and an exception would only be the result of its run.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

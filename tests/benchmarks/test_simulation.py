@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from math import factorial, inf, isnan
 from pathlib import Path
@@ -146,6 +149,39 @@ def output(seed: str) -> bytes:
 
 def test_fresh_processes_say_the_same_byte_by_byte() -> None:
     assert output("1") == output("2")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_goes_on_after_an_interrupt(number: signal.Signals) -> None:
+    command = [sys.executable, "benchmarks/simulate.py", "--requests", "1000000", "--jobs", "2"]
+    process = subprocess.Popen(
+        [*command, "--scenario", "ramp", "equal"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        # A group of its own: no process may be left in it.
+        start_new_session=True,
+    )
+    try:
+        wait_for_children(process.pid, 2)
+        process.send_signal(number)
+        assert process.wait(20) == 130
+        assert process.stderr is not None
+        assert process.stderr.read().endswith(b"interrupted\n")
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_for_children(pid: int, count: int) -> None:
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    deadline = time.monotonic() + 20
+    while len(children.read_text().split()) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_another_seed_makes_a_difference() -> None:
