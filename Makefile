@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint type fmt registries-up registries-down bench bench-outages bench-scale simulate soak clean
+.PHONY: help demo test check lint type fmt registries-up registries-down bench bench-outages bench-scale bench-pick simulate soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ bench-outages: $(READY) ## how soon an outage of a registry is known and over, s
 
 bench-scale: $(READY) ## what ten thousand endpoints cost at the start
 	$(BIN)/python benchmarks/scale.py
+
+bench-pick: $(READY) ## what a pick and a change of the set cost with 3, 100 and 10 000 nodes, a minute or two
+	$(BIN)/python benchmarks/pick.py $(ARGS)
 
 simulate: $(READY) ## compare the policies in virtual time, some minutes; plots in OUT=simulated (ARGS="--help")
 	$(BIN)/python -m pip install --quiet --group simulation
