@@ -68,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.out is not None:
             plot_all(results, options.out, options.jobs)
     except KeyboardInterrupt:
+        # Once is enough: a second one would end in the middle of the tidying up.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         print("\ninterrupted", file=sys.stderr)
         return 130
     reached = list(bars(results))
