@@ -123,8 +123,7 @@ MODULES = {
     "lbclient.policies.maglev": "policies.hashing policies.keys policies.table",
     "lbclient.policies.ring_hash": "policies.hashing policies.keys policies.ring",
     "lbclient.routing": (
-        "routing.announcer routing.portion routing.routing routing.slow_start routing.subset "
-        "routing.warm_up"
+        "routing.announcer routing.portion routing.routing routing.slow_start routing.subset routing.warm_up"
     ),
     "lbclient.policies.names": (
         "policies.least_request policies.loads policies.maglev policies.policy policies.prequal "
@@ -140,8 +139,7 @@ MODULES = {
     "lbclient.balancer": "call node outcome outlier policies route routing discovery",
     "lbclient.service": "balancer call errors node outcome probing route discovery",
     "lbclient.transport": (
-        "balancer call drain errors node options outcome outlier policies probing routing service "
-        "discovery"
+        "balancer call drain errors node options outcome outlier policies probing routing service discovery"
     ),
     "lbclient.session": "options outlier policies routing transport discovery",
 }

@@ -80,18 +80,19 @@ def test_random_follows_an_update() -> None:
     assert shares(policy, nodes(1, 1)) == pytest.approx([0.5, 0.5], abs=0.02)
 
 
-def test_slots_hold_exactly_the_weights() -> None:
-    """The chance of each node is the part of its own slot, and what is left of others' slots, over n."""
+def test_sums_hold_exactly_the_weights() -> None:
+    """The chance of a node is the stretch that its weight has in the running sums, over how many share it."""
     rng = random.Random(4)
     weights = [rng.choice([1e-3, 1.0, 7.0, 1e6, rng.random()]) for _ in range(500)]
-    draw = Draw(nodes(*weights), rng)
-    assert draw._kept is not None
-    chance = [0.0] * 500
-    for slot, (kept, other) in enumerate(zip(draw._kept, draw._others, strict=True)):
-        chance[slot] += kept / 500
-        chance[other] += (1 - kept) / 500
+    among = nodes(*weights)
+    draw = Draw(among, rng)
+    assert draw._bounds is not None
+    chance = {}
+    for members, begin, end in zip(draw._alike, [0.0, *draw._bounds], draw._bounds, strict=False):
+        assert len({node.weight for node in members}) == 1
+        chance.update(dict.fromkeys(members, (end - begin) / draw._bounds[-1] / len(members)))
     total = sum(weights)
-    assert chance == pytest.approx([weight / total for weight in weights], abs=1e-12)
+    assert [chance[node] for node in among] == pytest.approx([weight / total for weight in weights], abs=1e-12)
 
 
 def test_two_draws_are_distinct_and_both_by_weight() -> None:
