@@ -58,10 +58,12 @@ def summary(results: Sequence[Result]) -> str:
         f"over all tables that a policy is in: geometric mean of its ratios to {BASELINE}, and the worst of them",
         _line("policy", ["size", "tables", "p99 mean", "p99.9 mean", "p99 worst", "errors"]) + "   worst in",
     ]
-    for size in _in_order(result.size for result in results):
-        for policy in CANDIDATES:
-            if compared := list(_compared(results, policy, size)):
-                lines.append(_summary_line(policy, size, compared))
+    lines += [
+        _summary_line(policy, size, compared)
+        for size in _in_order(result.size for result in results)
+        for policy in CANDIDATES
+        if (compared := list(_compared(results, policy, size)))
+    ]
     return "\n".join(lines)
 
 
