@@ -44,7 +44,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--requests", type=_count, help=f"of each simulation, about; {usual}, more for some scenarios"
     )
-    made.add_argument("--quick", action="store_true", help=f"the same as --requests {_QUICK}")
+    made.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"--requests {_QUICK}: too short for policies to learn, so bars may fail",
+    )
     made.add_argument(
         "--jobs", type=_count, default=os.cpu_count() or 1, help="processes; one per core by default"
     )

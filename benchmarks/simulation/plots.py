@@ -44,7 +44,7 @@ def _latency(results: Sequence[Result], title: str) -> Figure:
     columns = min(phases, _COLUMNS)
     lines = -(-phases // columns)
     figure = Figure(figsize=(2.6 + max(5.2, 3.6 * columns), 0.9 + max(4.2, 2.9 * lines)), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     for number, axes in enumerate(panels.flat):
         if number >= phases:
@@ -53,8 +53,7 @@ def _latency(results: Sequence[Result], title: str) -> Figure:
         for result in results:
             _tail(axes, result.policy, result.rows[number])
         _latency_axes(axes, results[0].rows[number].phase, wide=columns == 1)
-    for axes in panels[-1]:
-        axes.set_xlabel("latency")
+    _name_times(panels, phases, "latency")
     for axes in panels[:, 0]:
         axes.set_ylabel("share of requests that took longer")
     handles, labels = panels[0, 0].get_legend_handles_labels()
@@ -67,6 +66,8 @@ def _tail(axes: Axes, policy: str, row: Row) -> None:
         [latency for latency, _ in row.tail],
         [left for _, left in row.tail],
         color=_COLOUR[policy],
+        # Those that hash are a group of their own.
+        linestyle="dashed" if CANDIDATES[policy].draw_keys else "solid",
         linewidth=1.6,
         label=policy,
     )
@@ -93,15 +94,14 @@ def _load(results: Sequence[Result], title: str) -> Figure:
     columns = min(len(results), _COLUMNS)
     lines = -(-len(results) // columns)
     figure = Figure(figsize=(1.2 + 3.6 * columns, 1.2 + 2.1 * lines), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     for number, axes in enumerate(panels.flat):
         if number >= len(results):
             axes.set_visible(False)
             continue
         _band(axes, results[number])
-    for axes in panels[-1]:
-        axes.set_xlabel("time in s", fontsize=9)
+    _name_times(panels, len(results), "time in s")
     for axes in panels[:, 0]:
         axes.set_ylabel("requests", fontsize=9)
     handles, labels = panels[0, 0].get_legend_handles_labels()
@@ -123,6 +123,14 @@ def _band(axes: Axes, result: Result) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(visible=True, linewidth=0.4, alpha=0.6)
     axes.tick_params(labelsize=8)
+
+
+def _name_times(panels: Any, count: int, name: str) -> None:
+    """Label the lowest panel of each column; the last line may not be full."""
+    shown = panels.flat[:count]
+    for axes in shown[-panels.shape[1] :]:
+        axes.set_xlabel(name, fontsize=9)
+        axes.tick_params(labelbottom=True)
 
 
 def _duration(seconds: float, _: object) -> str:
