@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 # How often another node is looked for instead of one that is being warmed up. With half of the nodes new, one in
 # a thousand requests is refused this often.
 _DRAWS = 8
-# Portions whose policies are remembered; a registry may come up with ever new zones.
+# Portions that are gone whose policies are remembered; a registry may come up with ever new zones.
 _POLICIES_KEPT = 100
 # Hashing policies hash the same key with 0: a route must not get one stretch of their rings only.
 _SEED = 1
@@ -64,6 +64,8 @@ class Balancer:
         self.nodes: dict[str, Node] = {}
         self.routes: tuple[Route, ...] = ()
         self.policy = new_policy()
+        # It goes to the first portion.
+        self._unused: Policy | None = self.policy
         self._new_policy = new_policy
         self._has_holders = hasattr(self.policy, "holder")
         # The policy of each portion by its name; they outlive the portions, which come and go with the health.
@@ -79,6 +81,7 @@ class Balancer:
         self._announcer = Announcer(name)
         # The first moment at which an ejected node is due for a probe: one comparison per pick.
         self._probe_at = math.inf
+        self._ejected: list[Node] = []
 
     @property
     def usable(self) -> tuple[Node, ...]:
@@ -163,14 +166,17 @@ class Balancer:
         """A node of the route that was not tried and is not full."""
         excluded: Collection[Node] = tried
         spared: list[Node] = []
+        full = False
         call.in_flight = route.in_flight
         pace = self._pace(route, call.now)
         while len(excluded) < len(route.nodes):
             call.excluded = excluded
             node = route.policy.pick(route.nodes, call)
             if node.in_flight >= self._limit:
-                full = (n for n in route.nodes if n.in_flight >= self._limit)
-                excluded = {*excluded, *full}
+                # One full node is seldom the only one; the second time all are looked for.
+                others = (n for n in route.nodes if full and n.in_flight >= self._limit)
+                excluded = {*excluded, node, *others}
+                full = True
             elif pace is None or len(spared) >= _DRAWS or self._admits(node, pace, call.now):
                 return node
             else:
@@ -203,7 +209,9 @@ class Balancer:
         if outcome not in (Outcome.OURS, Outcome.LEFT):
             failed = outcome is not Outcome.SUCCESS
             node.failures += failed
-            node.learn(waited, now, failed=failed)
+            if outcome is not Outcome.CONNECT:
+                # Those are the ejection's business: after three in a row it knows, if they are not kept from it.
+                node.learn(waited, now, failed=failed)
         elif outcome is Outcome.OURS:
             node.learn_at_least(waited, now)
         failing = self._ejection.fails(node, outcome)
@@ -222,12 +230,12 @@ class Balancer:
             self._ejection.restore(node, now)
             if self._warm_up is not None:
                 self._warm_up.begin(node, now)
-        elif outcome in (Outcome.OURS, Outcome.LEFT):
+            self._regroup()
+        elif node.probing and outcome in (Outcome.OURS, Outcome.LEFT):
             node.probing = False
+            self._regroup()
         elif node.probing:
             self._eject(node, attempt, now)
-            return
-        self._regroup()
 
     def _eject(self, node: Node, attempt: Attempt, now: float) -> None:
         others = any(n.ejected_at is None and n.weight > 0 for n in self.nodes.values() if n is not node)
@@ -240,7 +248,7 @@ class Balancer:
         self._regroup()
 
     def _due(self, call: Call) -> Node | None:
-        for node in self.nodes.values():
+        for node in self._ejected:
             due = _awaits_probe(node) and call.now >= (node.ejected_until or 0)
             if due and node not in call.tried and node.in_flight < self._limit:
                 node.probing = True
@@ -259,17 +267,21 @@ class Balancer:
         shares = [portion.share for portion in portions]
         self._announcer.note(portions)
         self._bounds = None if len(shares) <= 1 or shares[0] >= 1 else list(accumulate(shares))
-        self._probe_at = min((node.ejected_until or 0 for node in nodes if _awaits_probe(node)), default=math.inf)
+        self._ejected = [node for node in nodes if node.ejected_until is not None]
+        due = (node.ejected_until or 0 for node in self._ejected if _awaits_probe(node))
+        self._probe_at = min(due, default=math.inf)
+        if len(self._policies) > len(portions) + _POLICIES_KEPT:
+            self._policies = {route.name: route.policy for route in self.routes}
 
     def _route(self, portion: Portion, before: Route | None) -> Route:
         # The same tuple as before, if it has the same nodes: policies keep their tables then.
         same = before is not None and before.nodes == portion.nodes
         nodes = before.nodes if before is not None and same else portion.nodes
-        if portion.name not in self._policies:
-            if len(self._policies) >= _POLICIES_KEPT:
-                self._policies = {route.name: route.policy for route in self.routes}
-            self._policies[portion.name] = self._new_policy() if self._policies else self.policy
-        return Route(portion, nodes, self._policies[portion.name])
+        policy = self._policies.get(portion.name)
+        if policy is None:
+            policy, self._unused = self._unused or self._new_policy(), None
+            self._policies[portion.name] = policy
+        return Route(portion, nodes, policy)
 
     def as_dict(self, now: float) -> dict[str, Any]:
         """The live state as plain data."""

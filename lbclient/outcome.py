@@ -23,7 +23,7 @@ _OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 class Outcome(Enum):
     """What one attempt showed about its node.
 
-    What has failed (all but SUCCESS, LEFT and OURS) counts in the load of the node.
+    ERROR, FAULT and BROKEN count as failures in the load of the node.
 
     | outcome | what happened | another attempt | ejection |
     |---|---|---|---|

@@ -21,8 +21,10 @@ _PENALTY = 1e9
 # Seconds for which a node that always fails is left alone: of 10 requests a second to 10 nodes it gets 0.7 % in
 # the first minute, and it has its share again within half a minute after it works.
 _PAUSE = 25.0
-# A node that fails more often than that is asked with one request at a time.
+# A node that fails more often than that is asked with one request at a time; for so many seconds after a failure,
+# since what is under way may be a websocket that stays for days.
 _MOSTLY = 0.5
+_TRIAL = 50.0
 # More than any load.
 _AVOIDED = 1e18
 
@@ -66,9 +68,10 @@ def avoided(node: Node, now: float) -> bool:
     nothing, and among busy ones no factor is large enough.
     """
     failing = node.failing
-    if now - node.failed_at < _PAUSE * failing * failing:
+    since = now - node.failed_at
+    if since < _PAUSE * failing * failing:
         return True
-    return failing > _MOSTLY and node.in_flight > 0
+    return failing > _MOSTLY and node.in_flight > 0 and since < _TRIAL
 
 
 def _avert(load: float, node: Node, now: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from weakref import WeakValueDictionary
 
 from lbclient.policies.least_request import LeastRequest
 from lbclient.policies.loads import peak_ewma
@@ -39,16 +40,22 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 DEFAULT = "peak_ewma"
 
 
+# Policy objects that some service uses, by their ids: they need be neither hashable nor equal to themselves only.
+_IN_USE: WeakValueDictionary[int, Policy] = WeakValueDictionary()
+
+
 class _Copies:
-    """The object itself for the first who asks; copies for others, which must not share position and tables."""
+    """The object itself for the first who ever asks; others must not share its position and tables: copies."""
 
     def __init__(self, policy: Policy) -> None:
-        self._first: Policy | None = policy
+        self._policy = policy
         self._pristine = copy.deepcopy(policy)
 
     def __call__(self) -> Policy:
-        policy, self._first = self._first, None
-        return copy.deepcopy(self._pristine) if policy is None else policy
+        if id(self._policy) in _IN_USE:
+            return copy.deepcopy(self._pristine)
+        _IN_USE[id(self._policy)] = self._policy
+        return self._policy
 
 
 def policy_factory(policy: PolicyOption) -> Callable[[], Policy]:

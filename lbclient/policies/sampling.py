@@ -7,9 +7,13 @@ import random
 from lbclient.call import Call
 from lbclient.node import Node
 from lbclient.policies.drawing import Draw
-from lbclient.policies.loads import Load, least_request
+from lbclient.policies.loads import Load, avoided, least_request
 
 __all__ = ["PowerOfTwo", "Random"]
+
+# Draws that may hit the first node again before the excluded ones, which may be thousands, are copied; and those
+# that may hit nodes that fail before one of them is taken.
+_DRAWS = 8
 
 
 class Random:
@@ -51,9 +55,23 @@ class PowerOfTwo:
         else:
             first, second = draw.two()
         load, now = self._load, call.now
-        return second if load(second, now) < load(first, now) else first
+        node = second if load(second, now) < load(first, now) else first
+        return self._working(node, draw, call) if node.failing else node
+
+    @staticmethod
+    def _working(node: Node, draw: Draw, call: Call) -> Node:
+        """Another one, if the better of two fails: with two such among ten, both draws hit them now and then."""
+        if avoided(node, call.now):
+            for _ in range(_DRAWS):
+                other = draw.one_but(call.excluded)
+                if other is not None and not avoided(other, call.now):
+                    return other
+        return node
 
 
 def _two_but(draw: Draw, call: Call) -> tuple[Node, Node]:
     first = draw.one_but(call.excluded) or draw.one()
-    return first, draw.one_but((first, *call.excluded)) or first
+    for _ in range(_DRAWS):
+        if (second := draw.one_but(call.excluded)) is not first and second is not None:
+            return first, second
+    return first, draw.one_but({first, *call.excluded}) or first

@@ -295,3 +295,30 @@ def test_whatever_happens_a_listed_node_is_picked_and_counts_return_to_zero(step
     for attempt, outcome in under_way:
         world.end(attempt, outcome)
     assert all(not node.in_flight and not node.attempts for node in world.balancer.nodes.values())
+
+
+def test_connect_failures_keep_no_request_away_so_that_three_of_them_are_soon_together() -> None:
+    world = World(1, 2)
+    world.see(1, Outcome.CONNECT, Outcome.CONNECT)
+    assert (world.node(1).failing, world.node(1).failures) == (0, 2)
+
+
+def test_a_hundred_and_fifty_priorities_keep_a_policy_each() -> None:
+    found = [Endpoint(host="10.0.0.1", port=n, priority=n) for n in range(1, 151)]
+    balancer = Balancer("users", RoundRobin)
+    balancer.update(found, 0.0)
+    policies = [route.policy for route in balancer.routes]
+    assert len({id(policy) for policy in policies}) == 150
+    balancer.update(found[::-1], 1.0)
+    assert [route.policy for route in balancer.routes] == policies
+    for n in range(300):
+        balancer.update([Endpoint(host="10.0.0.1", port=1, priority=n)], 2.0)
+    assert len(balancer._policies) <= 102
+
+
+def test_a_failure_where_nothing_else_is_left_makes_no_routes_anew() -> None:
+    world = World(1, 2)
+    world.see(1, *DOWN)
+    before = world.balancer.routes
+    world.see(1, Outcome.FAULT, Outcome.OURS)
+    assert world.balancer.routes is before

@@ -107,6 +107,20 @@ async def test_each_service_may_have_its_own_policy() -> None:
         BalancedSession(services, policy={"user": RoundRobin})
 
 
+async def test_a_policy_object_is_not_shared_among_services_and_sessions() -> None:
+    policy = RoundRobin()
+    services = {"users": Memory(), "orders": Memory()}
+    async with (
+        BalancedSession(services, policy={"users": policy, "orders": policy}) as one,
+        BalancedSession(USERS, policy=policy) as two,
+    ):
+        found = [
+            service.balancer.policy for session in (one, two) for service in session._balancing._services.values()
+        ]
+        assert found[0] is policy
+        assert len({id(each) for each in found}) == 3
+
+
 async def test_ejection_is_an_ejection() -> None:
     with pytest.raises(TypeError, match="ejection must be of type Ejection, not 3"):
         BalancedSession(USERS, ejection=3)  # type: ignore[arg-type]

@@ -194,3 +194,24 @@ def test_two_choices_fill_bins_far_more_evenly_than_one() -> None:
         fullest[name] = max(node.in_flight for node in bins)
     assert fullest["one"] >= 6
     assert fullest["two"] <= 4
+
+
+@pytest.mark.parametrize("load", [in_flight, least_request, peak_ewma])
+def test_two_draws_of_nodes_that_fail_are_drawn_again(load: Load) -> None:
+    """With four such nodes of six both draws are such in 40 % of the picks."""
+    among = nodes(*[1] * 6)
+    for node in among:
+        node.learn(0.01, 0.0, failed=False)
+    for node in among[:4]:
+        for second in range(1, 4):
+            node.learn(0.001, float(second), failed=True)
+    policy = PowerOfTwo(load=load, rng=random.Random(4))
+    picked = Counter(policy.pick(among, Call(now=4.0)) for _ in range(1000))
+    assert sum(picked[node] for node in among[:4]) < 40
+
+
+def test_where_all_nodes_fail_one_of_them_is_picked() -> None:
+    among = nodes(1, 1, 1)
+    for node in among:
+        node.learn(0.001, 1.0, failed=True)
+    assert {PowerOfTwo(rng=random.Random(n)).pick(among, Call(now=1.0)) for n in range(50)} == set(among)
