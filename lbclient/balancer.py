@@ -117,7 +117,7 @@ class Balancer:
 
         There must be a node.
         """
-        if self._has_holders and call.key is not None and (node := self._holder(call)) is not None:
+        if self._has_holders and call.session is not None and (node := self._holder(call)) is not None:
             return node
         if call.now >= self._probe_at and (node := self._due(call)) is not None:
             return node
@@ -131,11 +131,11 @@ class Balancer:
         return self._pick_another(route, call)
 
     def _holder(self, call: Call) -> Node | None:
-        """The node that a policy keeps for the key, in whatever route it is now."""
+        """The node that a policy keeps for the session, in whatever route it is now."""
         # Neither shares, nor probes, nor a slow start may break up a session that goes well.
         for route in self.routes:
             policy: Any = route.policy
-            node: Node | None = policy.holder(route.nodes, call.key)
+            node: Node | None = policy.holder(route.nodes, call.session)
             if node is not None and node not in call.tried and node.in_flight < self._limit:
                 return node
         return None
@@ -143,7 +143,10 @@ class Balancer:
     def _choose(self, call: Call) -> Route:
         assert self._bounds is not None  # noqa: S101 - for the type checker
         # A key goes to the same route each time, and at all clients that see the same shares.
-        point = self._random() if call.key is None else xxh64_intdigest(call.key.encode(), _SEED) / 2**64
+        if call.key is None:
+            point = self._random()
+        else:
+            point = xxh64_intdigest(call.key.encode("utf-8", "surrogatepass"), _SEED) / 2**64
         return self.routes[min(bisect(self._bounds, point), len(self.routes) - 1)]
 
     def _pick_another(self, preferred: Route, call: Call) -> Node | None:

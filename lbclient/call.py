@@ -14,17 +14,20 @@ class Call:
 
     Attributes:
         now: `time.monotonic()` seconds of this pick; for `answered` those of the answer's head.
-        key: what a hashing policy hashes; None if the request has none.
+        key: what a hashing policy hashes, and what a route is chosen by; None if the request has none.
+        session: what names the node that it should stay with; None if nothing does. It may be forged, so nothing
+            else is decided by it.
         tried: nodes that earlier attempts of the request went to.
         excluded: nodes that must not be picked now: tried, at their limit, or being warmed up. Never all of
             the policy's nodes. Almost always empty, and small if not.
         in_flight: attempts under way at all nodes of the policy together.
     """
 
-    __slots__ = ("excluded", "in_flight", "key", "now", "tried")
+    __slots__ = ("excluded", "in_flight", "key", "now", "session", "tried")
 
-    def __init__(self, key: str | None = None, now: float = 0.0) -> None:
+    def __init__(self, key: str | None = None, now: float = 0.0, session: str | None = None) -> None:
         self.key = key
+        self.session = session
         self.now = now
         self.tried: tuple[Node, ...] = ()
         self.excluded: Collection[Node] = ()

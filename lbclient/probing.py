@@ -15,15 +15,22 @@ from yarl import URL
 
 from lbclient.load_report import HEADER
 from lbclient.node import Node
-from lbclient.policies import Policy, Prequal
+from lbclient.policies import Policy, Prequal, Sticky
 
-__all__ = ["Prober"]
+__all__ = ["Prober", "prequal_in"]
 
 log = logging.getLogger(__name__)
 
 # Probes under way at once, to all nodes of a service: beyond it they would be late anyway.
 _AT_ONCE = 100
 _MULTIPLE_CHOICES = 300
+
+
+def prequal_in(policy: Policy) -> Prequal | None:
+    """The policy that wants to probe: this one, or the one inside of it; None if there is no such."""
+    while isinstance(policy, Sticky):
+        policy = policy.policy
+    return policy if isinstance(policy, Prequal) else None
 
 
 class Prober:
@@ -52,10 +59,10 @@ class Prober:
         self._ssl: Any = True
 
     def equip(self, new_policy: Callable[[], Policy]) -> Policy:
-        """Make a policy; if it wants to probe, it does so here."""
+        """Make a policy; if it, or one inside of it, wants to probe, it does so here."""
         policy = new_policy()
-        if isinstance(policy, Prequal):
-            policy.probe = partial(self.send, policy)
+        if (prequal := prequal_in(policy)) is not None:
+            prequal.probe = partial(self.send, prequal)
         return policy
 
     def imitate(self, req: ClientRequest) -> None:

@@ -70,6 +70,7 @@ class Service:
         self._known: tuple[Endpoint, ...] | None = None
         self._policy_name = type(balancer.policy).__name__
         self._key: Key | None = getattr(balancer.policy, "key", None)
+        self._session: Key | None = getattr(balancer.policy, "session", None)
         self._answered = hasattr(balancer.policy, "answered")
 
     def __repr__(self) -> str:
@@ -117,10 +118,18 @@ class Service:
             self.watcher.let_go(gone)
 
     def call(self, req: ClientRequest, key: str | None) -> Call:
-        """What the policy may know of a request; `key` is the one that the caller gave for it."""
+        """What the policy may know of a request; `key` is the one that the caller gave for it.
+
+        Raises:
+            TypeError: for a key that is no string.
+        """
         if self._prober is not None:
             self._prober.imitate(req)
-        return Call(self._key(req) if key is None and self._key is not None else key)
+        if key is None and self._key is not None:
+            key = self._key(req)
+        if key is not None and not isinstance(key, str):
+            raise TypeError(f"key must be a string, or a function that returns one or None, not {key!r}")
+        return Call(key, session=None if self._session is None else self._session(req))
 
     def begin(self, call: Call) -> Attempt | None:
         """Begin an attempt at a node that was not tried yet; None if something has to be waited for."""

@@ -20,8 +20,8 @@ from lbclient.node import Attempt
 from lbclient.options import above_zero, at_least, of_type, service_host, whole
 from lbclient.outcome import IDEMPOTENT, Outcome, classify, classify_status, may_be_repeated
 from lbclient.outlier import Ejection
-from lbclient.policies import DEFAULT, PolicyOption, Prequal, policy_factories
-from lbclient.probing import Prober
+from lbclient.policies import DEFAULT, PolicyOption, policy_factories
+from lbclient.probing import Prober, prequal_in
 from lbclient.routing import Routing, SlowStart
 from lbclient.service import Service
 
@@ -100,7 +100,7 @@ class BalancingMiddleware:
                 balancer,
                 wait_for_endpoints=wait_for_endpoints,
                 on_left=self._drain.begin,
-                prober=prober if isinstance(balancer.policy, Prequal) else None,
+                prober=prober if prequal_in(balancer.policy) is not None else None,
                 on_empty=on_empty,
                 hold_for=hold_for,
                 collapse=collapse,

@@ -110,11 +110,11 @@ MODULES = {
     "lbclient.policies.smooth": "node policies.turns",
     "lbclient.routing.announcer": "routing.portion",
     "lbclient.routing.zones": "node routing.portion",
-    "lbclient.policies.hashing": "call node policies.bounded_load policies.keys",
+    "lbclient.policies.hashing": "call node options policies.bounded_load policies.keys",
     "lbclient.policies.prequal": (
         "call load_report node policies.drawing policies.loads policies.probe_pool policies.sampling"
     ),
-    "lbclient.policies.sticky": "call node policies.keys policies.policy policies.sampling",
+    "lbclient.policies.sticky": "call node options policies.keys policies.policy policies.sampling",
     "lbclient.policies.least_request": "call node policies.loads policies.smooth policies.turns",
     "lbclient.policies.rotation": "call node policies.deadlines policies.smooth policies.turns",
     "lbclient.routing.routing": (

@@ -11,6 +11,7 @@ from xxhash import xxh64_intdigest
 
 from lbclient.call import Call
 from lbclient.node import Node
+from lbclient.options import of_type
 from lbclient.policies.bounded_load import BoundedLoad
 from lbclient.policies.keys import Key
 
@@ -65,6 +66,7 @@ class Hashing:
     ) -> None:
         if key is not None and not callable(key):
             raise TypeError(f"key must be a function of the request, such as header('X-User'), not {key!r}")
+        of_type("rng", rng, random.Random)
         self.key = key
         self._layout = layout
         self._bound = None if bounded_load is None else BoundedLoad(bounded_load)
@@ -85,7 +87,8 @@ class Hashing:
         elif layout.behind:
             layout.catch_up()
         if call.key is not None:
-            point = xxh64_intdigest(call.key.encode())
+            # Servers decode headers in a way that leaves lone surrogates for bytes that are no UTF-8.
+            point = xxh64_intdigest(call.key.encode("utf-8", "surrogatepass"))
         elif self.key is not None:
             point = self._rng.getrandbits(64)
         else:

@@ -12,6 +12,7 @@ from aiohttp import ClientRequest, ClientResponse
 
 from lbclient.call import Call
 from lbclient.node import Node
+from lbclient.options import of_type
 from lbclient.policies.keys import Key
 from lbclient.policies.keys import cookie as cookie_key
 from lbclient.policies.policy import Policy
@@ -27,7 +28,8 @@ class Sticky:
     """Session affinity: the first answer sets a cookie, and requests that carry it go to the same node.
 
     The cookie holds a hash of the node's address, which is looked up among the current nodes and nowhere else: a
-    forged, foreign or old one leads to no other server, and means the same as none. It is kept in the session's
+    forged, foreign or old one leads to no other server, and means the same as none: the inner policy chooses by
+    its own key, which is that of `lb_key` if the caller gave one. It is kept in the session's
     cookie jar, for the service's logical name only, and stands in `response.cookies`: an application that acts for
     many users passes it on to each and gets it back from each with `get(..., cookies=...)`. Such a one needs a
     session with `aiohttp.DummyCookieJar`, or its users would share the cookie in the jar.
@@ -40,13 +42,19 @@ class Sticky:
     Args:
         cookie: the cookie's name.
         policy: picks the node of a new session: a policy, or a function that makes one. `PowerOfTwo` by default.
+            `Prequal` probes for new sessions only.
         secret: with one the cookie tells nothing; without it an address can be found by trying all.
             All instances of an application need the same.
         secure: mark the cookie `Secure`: it is sent to https URLs only, by the session's jar as well.
         max_age: seconds after the last answer for which the cookie is kept; as long as the session by default.
         rng: the source of randomness of the default policy.
 
+    Attributes:
+        policy: the inner one.
+        key: takes its key out of a request; None if it has no such function.
+
     Raises:
+        TypeError: for a `policy`, `secret` or `rng` of another type.
         ValueError: for a `cookie` that cannot be the name of one, or a `max_age` that is no whole number above 0.
     """
 
@@ -62,41 +70,43 @@ class Sticky:
     ) -> None:
         if max_age is not None and (isinstance(max_age, bool) or not isinstance(max_age, int) or max_age < 1):
             raise ValueError(f"max_age must be a whole number of seconds above 0, not {max_age!r}")
+        of_type("rng", rng, random.Random)
         self._token_in = cookie_key(cookie)
         self._morsel = _morsel(cookie, secure=secure, max_age=max_age)
         self._renewed = max_age is not None
-        self._policy = PowerOfTwo(rng=rng) if policy is None else _made(policy)
+        self.policy: Policy = PowerOfTwo(rng=rng) if policy is None else _made(policy)
+        self.key: Key | None = getattr(self.policy, "key", None)
         # A key for the hash may have 64 bytes, and a secret any number.
-        self._secret = blake2b(secret.encode() if isinstance(secret, str) else secret).digest()
+        self._secret = blake2b(_as_bytes(secret)).digest()
         self._nodes: tuple[Node, ...] = ()
         # Of the current nodes: the token of each address, and the node of each token.
         self._tokens: dict[str, str] = {}
         self._holders: dict[str, Node] = {}
 
-    def key(self, req: ClientRequest) -> str | None:
-        """The value of the cookie; without one, the key that the inner policy takes out of the request, if any."""
-        inner: Key | None = getattr(self._policy, "key", None)
-        return self._token_in(req) or (inner(req) if inner is not None else None)
+    def session(self, req: ClientRequest) -> str | None:
+        """The value of the cookie, whoever made it; None without one."""
+        return self._token_in(req)
 
     def pick(self, nodes: tuple[Node, ...], call: Call) -> Node:
         """The node that the cookie names, else the inner policy's choice."""
-        node = None if call.key is None else self.holder(nodes, call.key)
+        node = None if call.session is None else self.holder(nodes, call.session)
         if node is not None and node not in call.excluded:
             return node
-        return self._policy.pick(nodes, call)
+        return self.policy.pick(nodes, call)
 
-    def holder(self, nodes: tuple[Node, ...], key: str) -> Node | None:
+    def holder(self, nodes: tuple[Node, ...], session: str) -> Node | None:
         """The node that the cookie names, if it is one of these."""
         if nodes is not self._nodes:
             self._update(nodes)
-        return self._holders.get(key)
+        return self._holders.get(session)
 
     def answered(self, node: Node, response: ClientResponse, call: Call) -> None:
         """Have the cookie name the node that answered."""
-        if hasattr(self._policy, "answered"):
-            self._policy.answered(node, response, call)
+        if hasattr(self.policy, "answered"):
+            self.policy.answered(node, response, call)
         token = self._tokens.get(node.address) or self._token(node.address)
-        if (call.key == token and self._renewed) or (call.key != token and response.status < _FAILED):
+        due = self._renewed if call.session == token else response.status < _FAILED
+        if due:
             self._set_cookie(response, token)
 
     def _update(self, nodes: tuple[Node, ...]) -> None:
@@ -133,8 +143,17 @@ def _morsel(name: str, *, secure: bool, max_age: int | None) -> Morsel[str]:
 
 
 def _made(policy: Policy | Callable[[], Policy]) -> Policy:
+    made: object = policy
     # A class has the method as well.
-    made = policy if isinstance(policy, Policy) and not isinstance(policy, type) else policy()
+    if callable(policy) and (isinstance(policy, type) or not isinstance(policy, Policy)):
+        made = policy()
     if isinstance(made, type) or not isinstance(made, Policy):
         raise TypeError(f"policy must be a policy or a function that makes one, not {policy!r}")
     return made
+
+
+def _as_bytes(secret: str | bytes) -> bytes:
+    if not isinstance(secret, (str, bytes)):
+        raise TypeError(f"secret must be a string or bytes, not {secret!r}")
+    # What comes from the environment may have lone surrogates.
+    return secret.encode(errors="surrogatepass") if isinstance(secret, str) else secret

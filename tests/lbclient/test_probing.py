@@ -16,7 +16,7 @@ from aiohttp import web
 from rig import Gate, Local, hang, in_flight, local, node_of, ok, paths, resolving, until
 
 from discovery import Endpoint, Memory, Static, Watcher
-from lbclient import BalancedSession, BalancingMiddleware, LoadReporter, Prequal
+from lbclient import BalancedSession, BalancingMiddleware, LoadReporter, Policy, Prequal, Sticky
 from lbclient.call import Call
 from lbclient.load_report import HEADER
 from lbclient.node import Node
@@ -78,6 +78,22 @@ async def test_the_server_that_says_it_is_slower_gets_little() -> None:
         assert all(requests(server) > 10 for server in (servers[0], servers[2]))
         assert [probes(server) for server in servers] == [60] * 3
         assert counts(session) == {"sent": 180, "answered": 180, "missed": 0}
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+async def test_the_policy_inside_of_a_sticky_one_probes_and_learns(depth: int) -> None:
+    def policy() -> Sticky:
+        inner = Sticky(policy=Prequal)
+        return inner if depth == 1 else Sticky("outer", policy=inner)
+
+    async with (
+        locals_(reporting(1, 0.01), reporting(1, 0.5), reporting(1, 0.01)) as servers,
+        BalancedSession(listed(servers), policy=policy, cookie_jar=aiohttp.DummyCookieJar()) as session,
+    ):
+        await get(session, 30)
+        assert requests(servers[1]) <= 2
+        assert [probes(server) for server in servers] == [30] * 3
+        assert counts(session) == {"sent": 90, "answered": 90, "missed": 0}
 
 
 async def test_a_busy_server_gets_little_before_a_client_could_know_it_by_itself() -> None:
@@ -314,7 +330,8 @@ async def test_without_requests_there_are_no_probes() -> None:
         assert [probes(server) for server in servers] == [1, 1]
 
 
-async def test_a_probe_that_is_under_way_ends_with_the_middleware() -> None:
+@pytest.mark.parametrize("policy", [Prequal(timeout=60), Sticky(policy=Prequal(timeout=60))])
+async def test_a_probe_that_is_under_way_ends_with_the_middleware(policy: Policy) -> None:
     gone: list[str] = []
 
     async def never(request: web.BaseRequest) -> web.StreamResponse:
@@ -326,7 +343,7 @@ async def test_a_probe_that_is_under_way_ends_with_the_middleware() -> None:
             gone.append(request.path)
 
     async with locals_(never, never) as servers, aiohttp.ClientSession() as session:
-        balancing = BalancingMiddleware({"users": listed(servers)}, policy=Prequal(timeout=60))
+        balancing = BalancingMiddleware({"users": listed(servers)}, policy=policy)
         await session.get("http://users/x", middlewares=(balancing,))
         await until(lambda: [probes(server) for server in servers] == [1, 1])
         async with asyncio.timeout(1):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientRequest
+from hashing_rig import call, nodes
 from yarl import URL
 
 from lbclient import Maglev, RingHash, cookie, header, path_part
@@ -84,6 +85,15 @@ def test_what_cannot_be_a_name_is_refused(make: Any, name: Any) -> None:
 def test_what_cannot_be_a_number_of_a_part_is_refused(index: Any) -> None:
     with pytest.raises(ValueError, match="path_part takes the number of a part, 0 for the first, not "):
         path_part(index)
+
+
+@pytest.mark.parametrize("make", [RingHash, Maglev])
+def test_a_key_may_have_been_decoded_from_any_bytes(make: Any) -> None:
+    """A server hands on headers that are no UTF-8 with lone surrogates in them."""
+    policy, among = make(), nodes(1, 1, 1)
+    homes = {key: policy.pick(among, call(key)) for key in (f"\udce9{number}" for number in range(40))}
+    assert set(homes.values()) == set(among)
+    assert homes == {key: policy.pick(among, call(key)) for key in homes}
 
 
 @pytest.mark.parametrize("make", [RingHash, Maglev])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ from lbclient import (
     Maglev,
     Policy,
     RingHash,
+    RoundRobin,
+    Sticky,
     attempts,
     cookie,
     header,
@@ -191,3 +194,22 @@ async def test_a_session_of_somebody_else_gives_the_key_by_its_middleware(addres
             key = f"user-{number}"
             async with session.get("http://users/x", middlewares=(balancing.keyed(key),)) as response:
                 assert attempts(response)[0].endpoint.address == await asked(told, lb_key=key)
+
+
+@pytest.mark.parametrize("value", [42, b"user-42", ["user-42"]])
+async def test_a_key_that_is_no_string_is_an_error_that_names_it(addresses: list[str], value: Any) -> None:
+    expected = re.escape(f"key must be a string, or a function that returns one or None, not {value!r}")
+    async with BalancedSession(Static(addresses), policy=lambda: RingHash(lambda _: value)) as session:
+        with pytest.raises(TypeError, match=expected):
+            await session.get("/x")
+        assert in_flight(session) == 0
+        assert await asked(session, lb_key="user-42") in addresses
+
+
+@pytest.mark.parametrize("policy", [RingHash, RoundRobin, Sticky])
+async def test_a_key_of_the_caller_that_is_no_string_is_an_error_that_names_it(
+    addresses: list[str], policy: Make
+) -> None:
+    async with BalancedSession(Static(addresses), policy=policy) as session:
+        with pytest.raises(TypeError, match="key must be a string, not 42"):
+            await session.get("/x", lb_key=42)

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import random
+import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from http.cookies import SimpleCookie
 from typing import Any, cast
 
 import pytest
 from aiohttp import ClientRequest, ClientResponse
-from hashing_rig import call, node, nodes
+from hashing_rig import keys, node, nodes
 from yarl import URL
 
-from lbclient import PowerOfTwo, RingHash, RoundRobin, Sticky, header
+from lbclient import Maglev, PowerOfTwo, RingHash, RoundRobin, Sticky, header
 from lbclient.balancer import Balancer
 from lbclient.call import Call
 from lbclient.node import Attempt, Node
 from lbclient.outcome import Outcome
+from lbclient.route import Route
 from lbclient.routing import Portion, Routing, SlowStart
+
+
+def call(session: str | None, excluded: Collection[Node] = (), key: str | None = None) -> Call:
+    """A request with this cookie."""
+    call = Call(key, session=session)
+    call.excluded = excluded
+    return call
 
 
 class Answer:
@@ -29,16 +39,20 @@ class Answer:
         self.cookies = SimpleCookie()
 
 
-def answered(policy: Sticky, by: Node, key: str | None = None, status: int = 200) -> str | None:
+def answered(policy: Sticky, by: Node, value: str | None = None, status: int = 200) -> str | None:
     """The value of the cookie that is set with the answer of this node; None if none is."""
     answer = Answer(status)
-    policy.answered(by, cast("ClientResponse", answer), call(key))
+    policy.answered(by, cast("ClientResponse", answer), call(value))
     (morsel,) = answer.cookies.values() or (None,)
     return morsel.value if morsel is not None else None
 
 
 async def key_of(policy: Sticky, headers: Mapping[str, str]) -> str | None:
-    return policy.key(ClientRequest("GET", URL("http://users/"), headers=headers))
+    return None if policy.key is None else policy.key(ClientRequest("GET", URL("http://users/"), headers=headers))
+
+
+async def session_of(policy: Sticky, headers: Mapping[str, str]) -> str | None:
+    return policy.session(ClientRequest("GET", URL("http://users/"), headers=headers))
 
 
 def token(policy: Sticky, of: Node) -> str:
@@ -105,8 +119,8 @@ class Halves(Routing):
         return Portion("a", usable[:3], 0.5), Portion("b", usable[3:6], 0.5), Portion("c", usable[6:], 0.0)
 
 
-def begun(balancer: Balancer, value: str | None, *tried: Node, now: float = 0.0) -> Node:
-    request = Call(value, now)
+def begun(balancer: Balancer, value: str | None, *tried: Node, now: float = 0.0, key: str | None = None) -> Node:
+    request = Call(key, now, value)
     request.tried = tried
     found = balancer.pick(request)
     assert found is not None
@@ -114,13 +128,36 @@ def begun(balancer: Balancer, value: str | None, *tried: Node, now: float = 0.0)
 
 
 def test_a_session_stays_with_its_node_in_whatever_portion_that_is() -> None:
-    """Portions are chosen by the hash of the key: that of the cookie would send it to another one for ever."""
     balancer = Balancer("users", Sticky, routing=Halves())
     balancer.update([each.endpoint for each in nodes(*[1] * 8)], 0.0)
     for each in balancer.nodes.values():
         value = token(Sticky(), each)
         assert {begun(balancer, value) for _ in range(20)} == {each}
         assert each not in {begun(balancer, value, each) for _ in range(20)}
+
+
+@pytest.mark.parametrize("key", [None, "user-1"])
+def test_a_cookie_that_names_no_node_does_not_choose_the_portion(key: str | None) -> None:
+    """Or all sessions of a node that left would move to the same one, and whoever forges a cookie could choose."""
+    balancer = Balancer("users", Sticky, routing=Halves(), rng=random.Random(1))
+    balancer.update([each.endpoint for each in nodes(*[1] * 8)], 0.0)
+    groups = [
+        Counter(cast("Route", begun(balancer, value, key=key).group).name for _ in range(200))
+        for value in (token(Sticky(), node(99)), None)
+    ]
+    if key is None:
+        assert all(80 < group["a"] < 120 and group.total() == group["a"] + group["b"] for group in groups)
+    else:
+        assert len(groups[0]) == 1
+        assert groups[0] == groups[1]
+
+
+def test_a_key_chooses_the_portion_whatever_bytes_it_was_decoded_from() -> None:
+    balancer = Balancer("users", Sticky, routing=Halves())
+    balancer.update([each.endpoint for each in nodes(*[1] * 8)], 0.0)
+    begun_at = {key: begun(balancer, None, key=key).group for key in (f"\udc80{n}" for n in range(40))}
+    assert len(set(begun_at.values())) == 2
+    assert all(begun(balancer, None, key=key).group is group for key, group in begun_at.items())
 
 
 def test_a_session_waits_neither_for_a_slow_start_nor_takes_part_in_a_probe() -> None:
@@ -185,7 +222,7 @@ def test_with_a_max_age_each_answer_renews_the_cookie() -> None:
     assert answered(policy, one, token(policy, one)) == token(policy, one)
 
 
-async def test_the_inner_policy_has_its_key_until_there_is_a_cookie_and_sees_the_answers() -> None:
+async def test_the_inner_policy_has_its_own_key_beside_the_cookie_and_sees_the_answers() -> None:
     class Inner(RingHash):
         def __init__(self) -> None:
             super().__init__(header("X-User"))
@@ -197,12 +234,28 @@ async def test_the_inner_policy_has_its_key_until_there_is_a_cookie_and_sees_the
     inner = Inner()
     policy = Sticky(policy=inner)
     assert await key_of(policy, {"X-User": "42"}) == "42"
-    assert await key_of(policy, {"X-User": "42", "Cookie": "lb_node=7"}) == "7"
-    assert await key_of(policy, {}) is None
+    assert await key_of(policy, {"X-User": "42", "Cookie": "lb_node=7"}) == "42"
+    assert await session_of(policy, {"X-User": "42", "Cookie": "lb_node=7"}) == "7"
+    assert await key_of(policy, {}) is await session_of(policy, {}) is None
+    assert await key_of(Sticky(), {"Cookie": "lb_node=7"}) is None
     among = nodes(1, 1, 1)
-    assert policy.pick(among, call("42")) is RingHash().pick(among, call("42"))
+    assert policy.pick(among, call(None, key="42")) is RingHash().pick(among, call(None, key="42"))
     answered(policy, among[0])
     assert inner.seen == [among[0]]
+
+
+def test_the_sessions_of_a_node_that_left_go_where_their_keys_do() -> None:
+    """Not all to the same node, as by the hash of the cookie that they have in common."""
+    policy, among = Sticky(policy=RingHash(header("X-User"))), nodes(1, 1, 1, 1)
+    value = token(policy, node(99))
+    homes = {key: policy.pick(among, call(value, key=key)) for key in keys(300)}
+    assert set(homes.values()) == set(among)
+    assert homes == {key: RingHash().pick(among, call(None, key=key)) for key in homes}
+
+
+def test_the_cookie_comes_before_the_key() -> None:
+    policy, among = Sticky(policy=RingHash), nodes(1, 1, 1, 1)
+    assert {policy.pick(among, call(token(policy, among[2]), key=key)) for key in keys(50)} == {among[2]}
 
 
 @pytest.mark.parametrize("policy", [RoundRobin, RoundRobin(), PowerOfTwo, None])
@@ -211,10 +264,26 @@ def test_the_inner_policy_is_one_or_what_makes_one(policy: Any) -> None:
     assert {Sticky(policy=policy).pick(among, call(None)) for _ in range(40)} <= set(among)
 
 
-@pytest.mark.parametrize("policy", [dict, lambda: RoundRobin])
+@pytest.mark.parametrize("policy", [dict, lambda: RoundRobin, "ring_hash", 42])
 def test_an_inner_policy_that_is_none_is_refused(policy: Any) -> None:
     with pytest.raises(TypeError, match="policy must be a policy or a function that makes one, not "):
         Sticky(policy=policy)
+
+
+@pytest.mark.parametrize("secret", [None, 42, ["a"]])
+def test_a_secret_that_is_no_text_is_refused(secret: Any) -> None:
+    with pytest.raises(TypeError, match=re.escape(f"secret must be a string or bytes, not {secret!r}")):
+        Sticky(secret=secret)
+
+
+def test_a_secret_may_come_from_an_environment_of_any_bytes() -> None:
+    assert token(Sticky(secret="\udc80"), node(1)) != token(Sticky(secret="\udc81"), node(1))
+
+
+@pytest.mark.parametrize("make", [Sticky, RingHash, Maglev, lambda rng: Sticky(policy=RoundRobin, rng=rng)])
+def test_a_source_of_randomness_that_is_none_is_refused(make: Any) -> None:
+    with pytest.raises(TypeError, match="rng must be of type Random, not 42"):
+        make(rng=42)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a;b", "path", "é"])

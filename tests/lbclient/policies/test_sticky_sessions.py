@@ -11,7 +11,7 @@ from rig import in_flight, resolving, stats_of, until
 from yarl import URL
 
 from discovery import Endpoint, Memory, Static
-from lbclient import BalancedSession, RoundRobin, Sticky, attempts
+from lbclient import BalancedSession, RingHash, RoundRobin, Sticky, attempts, header
 from lbclient.sandbox import Backend
 
 
@@ -191,3 +191,30 @@ async def test_it_is_there_by_its_name(addresses: list[str]) -> None:
     async with BalancedSession(Static(addresses), policy="sticky") as session:
         assert len({await asked(session) for _ in range(12)}) == 1
         assert in_flight(session) == 0
+
+
+async def test_a_key_of_the_caller_begins_the_session_and_the_cookie_goes_on_with_it(addresses: list[str]) -> None:
+    async with (
+        BalancedSession(Static(addresses), policy=lambda: Sticky(policy=RingHash)) as session,
+        BalancedSession(Static(addresses), policy=RingHash) as told,
+    ):
+        homes = {f"user-{n}": await asked(told, lb_key=f"user-{n}") for n in range(12)}
+        assert len(set(homes.values())) > 1
+        for key, home in homes.items():
+            session.client_session.cookie_jar.clear()
+            assert await asked(session, lb_key=key) == home
+            assert {await asked(session, lb_key=other) for other in homes} == {home}
+
+
+async def test_sessions_of_a_node_that_is_gone_go_where_their_keys_do(addresses: list[str]) -> None:
+    async with (
+        BalancedSession(
+            Static(addresses),
+            policy=lambda: Sticky(policy=RingHash(header("X-User"))),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        ) as session,
+        BalancedSession(Static(addresses), policy=RingHash) as told,
+    ):
+        for number in range(12):
+            headers = {"X-User": f"user-{number}", "Cookie": "lb_node=gone"}
+            assert await asked(session, headers=headers) == await asked(told, lb_key=f"user-{number}")
