@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 from pick_rig import copied, counts, nodes, pick_but, picks, shares
 
-from lbclient import PowerOfTwo, Random, in_flight
+from lbclient import PowerOfTwo, Random, in_flight, least_request, peak_ewma
 from lbclient.call import Call
-from lbclient.policies import Policy
+from lbclient.policies import Load, Policy
 from lbclient.policies.drawing import Draw
 
 FACTORIES: list[Callable[[random.Random], Policy]] = [
