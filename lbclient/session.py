@@ -205,6 +205,8 @@ class BalancedSession:
 
         It takes no `lb_key`: aiohttp has no middlewares for a single websocket. A policy's `key` works.
         """
+        if "lb_key" in options:
+            raise TypeError("ws_connect takes no lb_key; give the policy a key=, such as header('X-User')")
         return self.client_session.ws_connect(url, **options)
 
     def _adapted(self, options: dict[str, Any]) -> dict[str, Any]:

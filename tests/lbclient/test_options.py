@@ -121,6 +121,12 @@ async def test_a_policy_object_is_not_shared_among_services_and_sessions() -> No
         assert len({id(each) for each in found}) == 3
 
 
+async def test_a_websocket_takes_no_key_and_says_what_to_do() -> None:
+    async with BalancedSession(USERS) as session:
+        with pytest.raises(TypeError, match=r"ws_connect takes no lb_key; give the policy a key="):
+            session.ws_connect("http://users/", lb_key="user-42")
+
+
 async def test_ejection_is_an_ejection() -> None:
     with pytest.raises(TypeError, match="ejection must be of type Ejection, not 3"):
         BalancedSession(USERS, ejection=3)  # type: ignore[arg-type]
