@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from pick_rig import copied, counts, nodes, pick_but, picks, shares
 
-from lbclient import PowerOfTwo, Random, in_flight
+from lbclient import LeastRequest, PowerOfTwo, Prequal, Random, RoundRobin, WeightedRoundRobin, in_flight
 from lbclient.call import Call
 from lbclient.policies import Policy
 from lbclient.policies.drawing import Draw
@@ -194,3 +196,33 @@ def test_two_choices_fill_bins_far_more_evenly_than_one() -> None:
         fullest[name] = max(node.in_flight for node in bins)
     assert fullest["one"] >= 6
     assert fullest["two"] <= 4
+
+
+@pytest.mark.parametrize("kind", [PowerOfTwo, LeastRequest])
+@pytest.mark.parametrize("load", ["peak_ewma", 3, None, random.Random(1)])
+def test_a_load_is_a_function(kind: Any, load: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"load must be a function of a node and the time, such as .*peak_ewma"
+    ) as caught:
+        kind(load)
+    assert repr(load) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [Random, PowerOfTwo, LeastRequest, RoundRobin, WeightedRoundRobin, Prequal])
+def test_a_source_of_randomness_is_checked(kind: Any) -> None:
+    with pytest.raises(TypeError, match="rng must be of type Random, not 42"):
+        kind(rng=42)
+
+
+@pytest.mark.parametrize("kind", [Random, PowerOfTwo, LeastRequest, RoundRobin, WeightedRoundRobin, Prequal])
+@pytest.mark.parametrize("used", [False, True])
+def test_a_copy_and_its_original_pick_the_same_and_do_not_disturb_one_another(kind: Any, used: bool) -> None:
+    among = nodes(1, 2, 3, 4, 5)
+    policy, alone = kind(rng=random.Random(9)), kind(rng=random.Random(9))
+    if used:
+        assert picks(policy, among, 7) == picks(alone, among, 7)
+    twin = copy.deepcopy(policy)
+    expected = picks(alone, among, 50)
+    both = [(picks(policy, among, 1), picks(twin, among, 1)) for _ in range(50)]
+    assert [one for first, _ in both for one in first] == expected
+    assert [one for _, second in both for one in second] == expected
