@@ -11,6 +11,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from lbclient.load_report import HEADER, LoadReport
+from lbclient.options import function
 
 __all__ = ["LoadReporter"]
 
@@ -71,7 +72,9 @@ class LoadReporter:
     """
 
     def __init__(self, *, on_responses: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
+        function("clock", clock, "that returns seconds, such as time.monotonic")
         self.in_flight = 0
+        self._arrival = web.RequestKey("lbclient_arrival", _Arrival)
         self._on_responses = on_responses
         self._clock = clock
         self._latency = LatencyEstimate()
@@ -94,9 +97,10 @@ class LoadReporter:
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Count a request as in flight; `setup` puts it around all other middlewares."""
-        if request.match_info.handler == self.answer:
+        # One to a sub-application comes by twice if the reporter was set up there, too.
+        if request.match_info.handler == self.answer or self._arrival in request:
             return await handler(request)
-        arrival = request[_ARRIVAL] = _Arrival(self.in_flight, self._clock())
+        arrival = request[self._arrival] = _Arrival(self.in_flight, self._clock())
         self.in_flight += 1
         try:
             return await handler(request)
@@ -105,7 +109,8 @@ class LoadReporter:
             arrival.counted = False
 
     async def _on_prepare(self, request: web.Request, response: web.StreamResponse) -> None:
-        arrival = request.get(_ARRIVAL)
+        # Once, for the same reason.
+        arrival = request.pop(self._arrival, None)
         if arrival is None:
             return
         now = self._clock()
@@ -129,9 +134,6 @@ class _Arrival:
         self.rif = rif
         self.at = at
         self.counted = True
-
-
-_ARRIVAL = web.RequestKey("lbclient_arrival", _Arrival)
 
 
 def _rounded(rif: int) -> int:

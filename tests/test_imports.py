@@ -89,7 +89,7 @@ MODULES = {
     "lbclient.routing.subset": "discovery",
     "lbclient.routing.where": "discovery",
     "lbclient.outcome": "errors",
-    "lbclient.load_reporter": "load_report",
+    "lbclient.load_reporter": "load_report options",
     "lbclient.node": "errors outcome discovery",
     "lbclient.call": "node",
     "lbclient.drain": "node",
@@ -105,18 +105,18 @@ MODULES = {
     "lbclient.policies.bounded_load": "call node",
     "lbclient.policies.policy": "call node",
     "lbclient.policies.probe_pool": "node policies.loads",
-    "lbclient.policies.sampling": "call node policies.drawing policies.loads",
+    "lbclient.policies.sampling": "call node options policies.drawing policies.loads",
     "lbclient.policies.deadlines": "node policies.turns",
     "lbclient.policies.smooth": "node policies.turns",
     "lbclient.routing.announcer": "routing.portion",
     "lbclient.routing.zones": "node routing.portion",
     "lbclient.policies.hashing": "call node options policies.bounded_load policies.keys",
     "lbclient.policies.prequal": (
-        "call load_report node policies.drawing policies.loads policies.probe_pool policies.sampling"
+        "call load_report node options policies.drawing policies.loads policies.probe_pool policies.sampling"
     ),
     "lbclient.policies.sticky": "call node options policies.keys policies.policy policies.sampling",
-    "lbclient.policies.least_request": "call node policies.loads policies.smooth policies.turns",
-    "lbclient.policies.rotation": "call node policies.deadlines policies.smooth policies.turns",
+    "lbclient.policies.least_request": "call node options policies.loads policies.smooth policies.turns",
+    "lbclient.policies.rotation": "call node options policies.deadlines policies.smooth policies.turns",
     "lbclient.routing.routing": (
         "node routing.portion routing.priorities routing.subset routing.where routing.zones discovery"
     ),

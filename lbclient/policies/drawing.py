@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from bisect import bisect
 from collections.abc import Collection
 from itertools import accumulate
+from typing import Any
 
 from lbclient.node import Node
 
@@ -40,6 +42,10 @@ class Draw:
         weights = [node.weight for node in self._nodes]
         if weights.count(weights[0]) < self._size:
             self._weigh(weights)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Draw:
+        # A bound method of the source of randomness would stay that of the original.
+        return Draw(self.nodes, copy.deepcopy(self._rng, memo))
 
     def _weigh(self, weights: list[float]) -> None:
         alike: dict[float, list[Node]] = {}

@@ -6,6 +6,7 @@ import random
 
 from lbclient.call import Call
 from lbclient.node import Node
+from lbclient.options import load_function, of_type
 from lbclient.policies.loads import Load, least_request
 from lbclient.policies.smooth import SmoothOrder
 from lbclient.policies.turns import whole_weights
@@ -21,6 +22,8 @@ class LeastRequest:
     """
 
     def __init__(self, load: Load = least_request, rng: random.Random | None = None) -> None:
+        load_function("load", load)
+        of_type("rng", rng, random.Random)
         self._load = load
         self._rng = rng or random.Random()
         self._nodes: tuple[Node, ...] = ()

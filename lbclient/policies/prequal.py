@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
 from collections.abc import Callable, Sequence
-from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from lbclient.call import Call
 from lbclient.load_report import HEADER, LoadReport
 from lbclient.node import Node
+from lbclient.options import above_zero, at_least, finite, of_type, url_path, whole, within
 from lbclient.policies.drawing import Draw
 from lbclient.policies.loads import least_request, peak_ewma
 from lbclient.policies.probe_pool import Probe, ProbePool
@@ -82,7 +83,7 @@ class Prequal:
         unreadable: reports that made no sense.
 
     Raises:
-        ValueError: for an option with a wrong value.
+        ValueError, TypeError: for an option with a wrong value.
     """
 
     def __init__(
@@ -97,20 +98,24 @@ class Prequal:
         timeout: float = 1.0,
         rng: random.Random | None = None,
     ) -> None:
-        _between("probes", probes, 0, inf)
-        _between("pool", pool, 2, inf)
-        _between("max_age", max_age, 0, inf)
-        _between("q_rif", q_rif, 0, 1)
-        _between("remove", remove, 0, 2)
-        _between("timeout", timeout, 0, inf)
-        if not path.startswith("/"):
-            raise ValueError(f"path must begin with a slash, unlike {path!r}")
+        at_least("probes", probes, 0)
+        finite("probes", probes)
+        whole("pool", pool, 2)
+        above_zero("max_age", max_age)
+        within("q_rif", q_rif, 0, 1)
+        within("remove", remove, 0, 2)
+        url_path("path", path)
+        above_zero("timeout", timeout)
+        finite("timeout", timeout)
+        of_type("rng", rng, random.Random)
         self.probe: Callable[[Node], None] | None = None
         self.path = path
         self.timeout = timeout
         self.unreadable = 0
         self._probes = probes
         self._size = pool
+        self._max_age = max_age
+        self._q_rif = q_rif
         self._remove = remove
         self._rng = rng or random.Random()
         self._random = self._rng.random
@@ -119,6 +124,9 @@ class Prequal:
         self._nodes: tuple[Node, ...] = ()
         self._members: frozenset[Node] = frozenset()
         self._draw: Draw | None = None
+        # The attempt that the last pick was for, and the answer that was used for it.
+        self._attempt: tuple[Call, float, int] | None = None
+        self._used: Probe | None = None
         self._uses = _MOST_USES
         self._oldest_next = True
         # Of servers that answer without saying it: neither the best nor the worst is to be believed of them.
@@ -130,13 +138,41 @@ class Prequal:
         self._told: set[Node] = set()
         self._told_of_mute = False
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """One with the same options that knows no nodes yet, and whose probes nobody sends yet."""
+        fresh = Prequal(
+            probes=self._probes,
+            pool=self._size,
+            max_age=self._max_age,
+            q_rif=self._q_rif,
+            remove=self._remove,
+            path=self.path,
+            timeout=self.timeout,
+            rng=copy.deepcopy(self._rng, memo),
+        )
+        # A subclass may have another constructor, and attributes of its own.
+        twin = memo[id(self)] = object.__new__(type(self))
+        own = {name: value for name, value in vars(self).items() if name not in vars(fresh)}
+        vars(twin).update(vars(fresh), **copy.deepcopy(own, memo))
+        return twin
+
     def pick(self, nodes: tuple[Node, ...], call: Call) -> Node:
-        """The best of the pool, and requests for new answers."""
+        """The best of the pool, and requests for new answers.
+
+        If the node is full or being warmed up, the same attempt asks again at the same time: then the answer that
+        was used before is given back, nobody is asked, and nothing is removed.
+        """
         if nodes is not self._nodes:
             self._renew(nodes)
         if len(nodes) == 1:
             return nodes[0]
-        now, pool = call.now, self._pool
+        now, pool, used = call.now, self._pool, self._used
+        attempt = (call, now, len(call.tried))
+        again = attempt == self._attempt
+        self._attempt = attempt
+        self._used = None
+        if again and used is not None:
+            pool.take_back(used)
         pool.expire(now)
         extremes = pool.extremes(call.excluded, now)
         if extremes is None:
@@ -147,9 +183,11 @@ class Prequal:
         else:
             best, worst = extremes
             node = best.node
-            self._shrink(worst)
+            if not again:
+                self._shrink(worst)
             pool.use(best)
-        if self.probe is not None:
+            self._used = best
+        if self.probe is not None and not again:
             self._ask(self.probe, now)
         return node
 
@@ -202,6 +240,7 @@ class Prequal:
         self._members = members = frozenset(nodes)
         self._draw = Draw(nodes, self._rng)
         self._pool.keep(members)
+        self._used = None
         self._misses = {node: misses for node, misses in self._misses.items() if node in members}
         self._mute = {node: until for node, until in self._mute.items() if node in members}
         self._told &= members
@@ -248,8 +287,3 @@ class Prequal:
             if (node := draw()) not in nodes:
                 nodes.append(node)
         return nodes
-
-
-def _between(option: str, value: float, least: float, most: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-        raise ValueError(f"{option} must be a number from {least:g} to {most:g}, not {value!r}")

@@ -6,6 +6,7 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Collection
 from math import ceil, inf
+from operator import attrgetter
 
 from lbclient.node import Node
 from lbclient.policies.loads import avoided
@@ -134,6 +135,13 @@ class ProbePool:
         probe.load += 1.0 / (probe.node.weight or 1e-9)
         if probe.uses <= 0:
             self.remove(probe)
+
+    def take_back(self, probe: Probe) -> None:
+        """Undo `use`, for a request that goes elsewhere."""
+        if probe.uses <= 0 and all(known.node is not probe.node for known in self.probes):
+            insort(self.probes, probe, key=attrgetter("received_at"))
+        probe.uses += 1
+        probe.load -= 1.0 / (probe.node.weight or 1e-9)
 
     def raise_load(self, node: Node) -> None:
         """Count a request that is sent to a node for another reason."""

@@ -6,6 +6,7 @@ import random
 
 from lbclient.call import Call
 from lbclient.node import Node
+from lbclient.options import of_type
 from lbclient.policies.deadlines import DeadlineOrder
 from lbclient.policies.smooth import SmoothOrder
 from lbclient.policies.turns import whole_weights
@@ -23,6 +24,7 @@ class RoundRobin:
     """
 
     def __init__(self, rng: random.Random | None = None) -> None:
+        of_type("rng", rng, random.Random)
         self._rng = rng or random.Random()
         self._nodes: tuple[Node, ...] = ()
         self._place = -1
@@ -58,6 +60,7 @@ class WeightedRoundRobin:
     """
 
     def __init__(self, rng: random.Random | None = None) -> None:
+        of_type("rng", rng, random.Random)
         self._rng = rng or random.Random()
         self._nodes: tuple[Node, ...] = ()
         self._order: SmoothOrder | DeadlineOrder | None = None

@@ -6,6 +6,7 @@ import random
 
 from lbclient.call import Call
 from lbclient.node import Node
+from lbclient.options import load_function, of_type
 from lbclient.policies.drawing import Draw
 from lbclient.policies.loads import Load, avoided, least_request
 
@@ -20,6 +21,7 @@ class Random:
     """A node at random, in proportion to the weights."""
 
     def __init__(self, rng: random.Random | None = None) -> None:
+        of_type("rng", rng, random.Random)
         self._rng = rng or random.Random()
         self._draw: Draw | None = None
 
@@ -41,6 +43,8 @@ class PowerOfTwo:
     """
 
     def __init__(self, load: Load = least_request, rng: random.Random | None = None) -> None:
+        load_function("load", load)
+        of_type("rng", rng, random.Random)
         self._load = load
         self._rng = rng or random.Random()
         self._draw: Draw | None = None

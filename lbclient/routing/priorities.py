@@ -79,6 +79,8 @@ def loads(counts: Sequence[tuple[int, int]], *, overprovisioning: float, panic_t
 
 
 def _health(usable: int, total: int, overprovisioning: float) -> int:
-    """Percent of the whole traffic that the level can take."""
+    """Percent of the whole traffic that the level can take; at least 1 if a node is usable (Envoy: 0)."""
     # The small addition keeps floats from turning 70 into 69.
-    return min(100, int(overprovisioning * 100 * usable / total + 1e-9))
+    percent = min(100, int(overprovisioning * 100 * usable / total + 1e-9))
+    # If that were 0 everywhere no level would get anything.
+    return max(1, percent) if usable else 0

@@ -40,8 +40,9 @@ class Zoned(NamedTuple):
             members[node.endpoint.zone].append(node)
         if self.zone not in members or len(members) == 1 or len(nodes) < self.least:
             return (Portion("", nodes, 1.0),)
-        # Divided first: registered weights may be so large that their sum is infinite.
-        capacities = {zone: sum(node.weight / len(nodes) for node in inside) for zone, inside in members.items()}
+        # Parts of the heaviest: the sum of registered weights may be infinite, and a fraction of one zero.
+        heaviest = max(node.weight for node in nodes)
+        capacities = {zone: sum(node.weight / heaviest for node in inside) for zone, inside in members.items()}
         clients = 1 / len(zones) if self.clients is None else self.clients
         shares = shares_of_zones(self.zone, capacities, clients, len(zones))
         helping = sorted(zone for zone, share in shares.items() if share > 0 and zone != self.zone)

@@ -233,3 +233,51 @@ def test_memory_is_bounded_however_many_requests_are_in_flight() -> None:
         estimate.add(rif, 0.01, 0.0)
     assert len(estimate._recent) == 100 + 3 * 90
     assert {len(latencies) for latencies in estimate._recent.values()} == {1, 10, 16}
+
+
+async def test_one_reporter_for_an_application_and_its_sub_application_counts_each_request_once() -> None:
+    outer, inner = App(), App()
+    inner.app = web.Application()
+    inner.app.add_routes([web.get("/hold", inner.hold), web.get("/late/{milliseconds}", outer.late)])
+    outer.reporter.setup(inner.app)
+    outer.app.add_subapp("/inner", inner.app)
+    runner = web.AppRunner(outer.app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    async with aiohttp.ClientSession("http://{}:{}".format(*runner.addresses[0])) as session:
+        held = asyncio.ensure_future(session.get("/inner/hold"))
+        await until(lambda: outer.reporter.in_flight > 0)
+        assert await probe(session) == LoadReport(1)
+        inner.release.set()
+        (await held).release()
+        async with session.get("/inner/late/20") as response:
+            assert response.headers[HEADER].startswith("TEXT named_metrics.rif=0,")
+    await runner.cleanup()
+    assert outer.reporter.in_flight == 0
+    latencies = [latency for kept in outer.reporter._latency._recent.values() for _, latency in kept]
+    assert latencies == pytest.approx([0.0, 0.02])
+
+
+async def test_reporters_of_an_application_and_its_sub_application_count_for_themselves() -> None:
+    outer, inner = App(), App()
+    outer.app.add_subapp("/inner", inner.app)
+    runner = web.AppRunner(outer.app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    async with aiohttp.ClientSession("http://{}:{}".format(*runner.addresses[0])) as session:
+        held = [asyncio.ensure_future(session.get("/hold"))]
+        await until(lambda: outer.reporter.in_flight == 1)
+        held.append(asyncio.ensure_future(session.get("/inner/hold")))
+        await until(lambda: (outer.reporter.in_flight, inner.reporter.in_flight) == (2, 1))
+        for app in (outer, inner):
+            app.release.set()
+        for response in await asyncio.gather(*held):
+            response.release()
+    await runner.cleanup()
+    assert sorted(outer.reporter._latency._recent) == [0, 1]
+    assert sorted(inner.reporter._latency._recent) == [0]
+
+
+def test_a_clock_is_a_function() -> None:
+    with pytest.raises(TypeError, match=r"clock must be a function .* such as time\.monotonic, not 3"):
+        LoadReporter(clock=3)  # type: ignore[arg-type]

@@ -473,3 +473,31 @@ async def test_each_service_has_probes_of_its_own() -> None:
         await until(lambda: probes(c) == probes(d) == 1)
         assert {request.headers["Host"] for request in a.seen} == {"users"}
         assert {request.headers["Host"] for request in c.seen} == {"orders"}
+
+
+async def test_whatever_goes_wrong_in_a_probe_it_is_only_missed(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Prequal):
+        def read(self, node: Node, header: str, now: float) -> bool:
+            raise LookupError(node, header, now)
+
+    caplog.set_level(logging.DEBUG, "lbclient")
+    async with (
+        locals_(reporting(0), reporting(0)) as servers,
+        BalancedSession(listed(servers), policy=Broken) as session,
+    ):
+        await session.get("/x")
+        await until(lambda: counts(session) == {"sent": 2, "answered": 0, "missed": 2}, 1)
+    found = [record for record in caplog.records if "LookupError" in record.message]
+    assert [record.levelno for record in found] == [logging.DEBUG] * 2
+
+
+async def test_a_policy_in_use_may_be_given_to_another_session() -> None:
+    async def never(request: web.BaseRequest) -> web.StreamResponse:
+        return await (hang if request.path == PROBE else ok)(request)
+
+    policy = Prequal()
+    async with locals_(never, never) as servers, BalancedSession(listed(servers), policy=policy) as first:
+        await first.get("/x")
+        await until(lambda: [probes(server) for server in servers] == [1, 1])
+        async with BalancedSession(listed(servers), policy=policy) as second:
+            await second.get("/x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
 from collections import Counter
@@ -12,7 +13,8 @@ import pytest
 from multidict import CIMultiDict
 
 from discovery import Endpoint
-from lbclient import Prequal
+from lbclient import Prequal, SlowStart
+from lbclient.balancer import Balancer
 from lbclient.call import Call
 from lbclient.node import Node
 
@@ -481,13 +483,112 @@ def test_nonsense_is_counted_and_logged_once_for_each_node(caplog: pytest.LogCap
         {"q_rif": 1.1},
         {"remove": True},
         {"timeout": "1"},
+        {"timeout": 0},  # none at all for aiohttp
+        {"timeout": float("inf")},
+        {"probes": float("inf")},
+        {"probes": 10**400},
+        {"pool": 2.5},
+        {"max_age": 0},
     ],
 )
 def test_wrong_numbers_are_refused_with_the_name_of_the_option(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(options))):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be") as caught:
         Prequal(**options)
+    assert repr(next(iter(options.values()))) in str(caught.value)
 
 
-def test_a_path_begins_with_a_slash() -> None:
-    with pytest.raises(ValueError, match="slash"):
-        Prequal(path="load")
+@pytest.mark.parametrize("path", ["load", "", None, 3, "/a b", "/a\r\nb", "/a\tb", "//elsewhere/load"])
+def test_a_path_begins_with_one_slash_and_has_no_blanks(path: Any) -> None:
+    with pytest.raises(ValueError, match="path must begin with one slash") as caught:
+        Prequal(path=path)
+    assert repr(path) in str(caught.value)
+
+
+def test_a_source_of_randomness_is_one() -> None:
+    with pytest.raises(TypeError, match="rng must be of type Random, not 42"):
+        Prequal(rng=42)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+def test_nodes_are_asked_once_for_a_request_however_often_one_is_refused(limit: int) -> None:
+    """Twenty of thirty nodes are new, and some are full; both make the balancer ask the policy again."""
+    asked: list[Node] = []
+
+    def new_policy() -> Prequal:
+        policy = prequal()
+        policy.probe = asked.append
+        return policy
+
+    rng = random.Random(3)
+    balancer = Balancer("s", new_policy, slow_start=SlowStart(), limit_per_node=limit, rng=rng)
+    endpoints = [Endpoint(host=f"10.1.0.{n}", port=80) for n in range(30)]
+    balancer.update(endpoints[:10], 0.0)
+    balancer.update(endpoints, 1.0)
+    for node in list(balancer.nodes.values())[:8]:
+        node.in_flight = 1
+    for number in range(200):
+        assert balancer.pick(Call(now=1.0 + number / 1000)) is not None
+    assert len(asked) == 600
+
+
+def test_nodes_are_asked_again_for_each_attempt_and_after_waiting() -> None:
+    policy, among = prequal(), nodes(*[1] * 20)
+    asked, call = wishes(policy), Call(now=1.0)
+    policy.pick(among, call)
+    call.tried = call.excluded = among[:1]
+    policy.pick(among, call)
+    assert len(asked) == 6
+    call.now = 2.0
+    policy.pick(among, call)
+    assert len(asked) == 9
+
+
+def test_one_removal_is_made_for_an_attempt_and_an_answer_that_was_refused_is_given_back() -> None:
+    policy, among = prequal(probes=0, remove=1, q_rif=1), nodes(*[1] * 6)
+    tell(policy, among, (0, 90), (0, 80), (0, 1), (0, 2), (0, 3), (0, 4))
+    policy._pool.probes[2].uses = 1
+    call = Call()
+    for number in (2, 3, 4):
+        call.excluded = among[2:number]
+        assert policy.pick(among, call) is among[number]
+    assert set(pooled(policy)) == set(among[1:])
+    assert {probe.node: (probe.uses, probe.load) for probe in policy._pool.probes} == {
+        among[1]: (2, 0),
+        among[2]: (1, 0),
+        among[3]: (2, 0),
+        among[4]: (1, 1),
+        among[5]: (2, 0),
+    }
+
+
+def test_an_answer_that_is_given_back_gives_way_to_a_newer_one() -> None:
+    policy, among = prequal(q_rif=1, **QUIET), nodes(1, 1, 1)
+    tell(policy, among, (0, 1), (0, 2), (0, 3))
+    policy._pool.probes[0].uses = 1
+    call = Call()
+    assert policy.pick(among, call) is among[0]
+    tell(policy, among[:1], (0, 5))
+    call.excluded = among[:1]
+    policy.pick(among, call)
+    assert Counter(pooled(policy)) == Counter(among)
+
+
+def test_a_copy_of_one_in_use_begins_anew_with_the_same_options() -> None:
+    class Own(Prequal):
+        def __init__(self, note: list[str]) -> None:
+            super().__init__(probes=1, pool=5, max_age=2, q_rif=0.5, remove=0.5, path="/load", timeout=3)
+            self.note = note
+
+    policy, among = Own(["a"]), nodes(*[1] * 20)
+    policy.probe = iter([]).__next__  # type: ignore[assignment] - nothing that can be copied
+    policy._nodes, policy._members = among, frozenset(among)
+    tell(policy, among[:2], (0, 1), (0, 2))
+    twin = copy.deepcopy(policy)
+    assert twin.probe is None
+    assert pooled(twin) == []
+    assert (twin.path, twin.timeout, twin._probes, twin._remove) == ("/load", 3, 1, 0.5)
+    assert (twin._pool._size, twin._pool._max_age, twin._pool._quantile) == (5, 2, 0.5)
+    assert isinstance(twin, Own)
+    assert twin.note == ["a"]
+    assert twin.note is not policy.note
+    assert len(pooled(policy)) == 2

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from pick_rig import copied, counts, nodes, pick_but, picks, shares
 
-from lbclient import PowerOfTwo, Random, in_flight, least_request, peak_ewma
+from lbclient import (
+    LeastRequest,
+    PowerOfTwo,
+    Prequal,
+    Random,
+    RoundRobin,
+    WeightedRoundRobin,
+    in_flight,
+    least_request,
+    peak_ewma,
+)
 from lbclient.call import Call
 from lbclient.policies import Load, Policy
 from lbclient.policies.drawing import Draw
@@ -215,3 +227,33 @@ def test_where_all_nodes_fail_one_of_them_is_picked() -> None:
     for node in among:
         node.learn(0.001, 1.0, failed=True)
     assert {PowerOfTwo(rng=random.Random(n)).pick(among, Call(now=1.0)) for n in range(50)} == set(among)
+
+
+@pytest.mark.parametrize("kind", [PowerOfTwo, LeastRequest])
+@pytest.mark.parametrize("load", ["peak_ewma", 3, None, random.Random(1)])
+def test_a_load_is_a_function(kind: Any, load: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"load must be a function of a node and the time, such as .*peak_ewma"
+    ) as caught:
+        kind(load)
+    assert repr(load) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [Random, PowerOfTwo, LeastRequest, RoundRobin, WeightedRoundRobin, Prequal])
+def test_a_source_of_randomness_is_checked(kind: Any) -> None:
+    with pytest.raises(TypeError, match="rng must be of type Random, not 42"):
+        kind(rng=42)
+
+
+@pytest.mark.parametrize("kind", [Random, PowerOfTwo, LeastRequest, RoundRobin, WeightedRoundRobin, Prequal])
+@pytest.mark.parametrize("used", [False, True])
+def test_a_copy_and_its_original_pick_the_same_and_do_not_disturb_one_another(kind: Any, used: bool) -> None:
+    among = nodes(1, 2, 3, 4, 5)
+    policy, alone = kind(rng=random.Random(9)), kind(rng=random.Random(9))
+    if used:
+        assert picks(policy, among, 7) == picks(alone, among, 7)
+    twin = copy.deepcopy(policy)
+    expected = picks(alone, among, 50)
+    both = [(picks(policy, among, 1), picks(twin, among, 1)) for _ in range(50)]
+    assert [one for first, _ in both for one in first] == expected
+    assert [one for _, second in both for one in second] == expected

@@ -151,3 +151,11 @@ def test_shares_are_parts_of_one_and_none_goes_to_nobody(
     assert taken == pytest.approx(1) or not any(usable for usable, _ in counts)
     for load, (usable, _) in zip(found, counts, strict=True):
         assert usable or load.panic or not load.share
+
+
+@pytest.mark.parametrize("total", [141, 200, 10_000])
+def test_one_usable_node_among_many_is_enough_for_a_share(total: int) -> None:
+    found = loads([(1, total), (0, total)], overprovisioning=FACTOR, panic_threshold=0)
+    assert [each.share for each in found] == [1, 0]
+    found = loads([(1, total), (total, total)], overprovisioning=FACTOR, panic_threshold=0)
+    assert [each.share for each in found] == pytest.approx([0.01, 0.99])

@@ -56,7 +56,7 @@ def test_capacity_is_weight() -> None:
     assert found == [("zone a", 3, 0.5), ("zone b", 3, 0.5)]
 
 
-@pytest.mark.parametrize("unit", [5e-320, 1e-300, 1.7e308])
+@pytest.mark.parametrize("unit", [5e-324, 5e-320, 1e-300, 1.7e308])
 def test_shares_do_not_depend_on_how_large_the_weights_are(unit: float) -> None:
     found = split(nodes(a=[unit] * 2, b=[unit] * 6))
     assert found == [("zone a", 2, pytest.approx(0.5, rel=0.01)), ("zone b", 6, pytest.approx(0.5, rel=0.01))]
