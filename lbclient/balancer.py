@@ -13,8 +13,9 @@ from typing import Any
 from xxhash import xxh64_intdigest
 
 from discovery import Endpoint
+from lbclient.attempt import Attempt
 from lbclient.call import Call
-from lbclient.node import NOWHERE, Attempt, Node
+from lbclient.node import NOWHERE, Node
 from lbclient.outcome import Outcome
 from lbclient.outlier import Ejection
 from lbclient.policies import Policy

@@ -11,10 +11,11 @@ from typing import Any
 from aiohttp import ClientRequest, ClientResponse
 
 from discovery import Endpoint, Snapshot, Source, Watcher, open_source
+from lbclient.attempt import Attempt
 from lbclient.balancer import Balancer
 from lbclient.call import Call
 from lbclient.errors import NoEndpoints
-from lbclient.node import Attempt, Node
+from lbclient.node import Node
 from lbclient.outcome import Outcome
 from lbclient.probing import Prober
 from lbclient.route import Route

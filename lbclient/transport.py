@@ -12,11 +12,11 @@ import aiohttp
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 
 from discovery import Cache, Endpoint, OnEmpty, Snapshot, Source, Watcher
+from lbclient.attempt import Attempt
 from lbclient.balancer import Balancer
 from lbclient.call import Call
 from lbclient.drain import Drain
 from lbclient.errors import AttemptsFailed
-from lbclient.node import Attempt
 from lbclient.options import above_zero, at_least, of_type, service_host, whole
 from lbclient.outcome import IDEMPOTENT, Outcome, classify, classify_status, may_be_repeated
 from lbclient.outlier import Ejection

@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 from contract_rows import Row
 
 from discovery import Endpoint
+from lbclient.attempt import Attempt
 from lbclient.balancer import Balancer
 from lbclient.call import Call
-from lbclient.node import Attempt, Node
+from lbclient.node import Node
 from lbclient.outcome import Outcome
 
 __all__ = [

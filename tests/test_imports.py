@@ -86,11 +86,12 @@ MODULES = {
     "lbclient.options": "",
     "lbclient.policies.keys": "",
     "lbclient.routing.slow_start": "",
+    "lbclient.outcome": "errors",
+    "lbclient.node": "discovery",
     "lbclient.routing.subset": "discovery",
     "lbclient.routing.where": "discovery",
-    "lbclient.outcome": "errors",
     "lbclient.load_reporter": "load_report options",
-    "lbclient.node": "errors outcome discovery",
+    "lbclient.attempt": "errors node outcome",
     "lbclient.call": "node",
     "lbclient.drain": "node",
     "lbclient.outlier": "node outcome",
@@ -136,10 +137,10 @@ MODULES = {
     ),
     "lbclient.probing": "load_report node policies",
     "lbclient.route": "node policies routing",
-    "lbclient.balancer": "call node outcome outlier policies route routing discovery",
-    "lbclient.service": "balancer call errors node outcome probing route discovery",
+    "lbclient.balancer": "attempt call node outcome outlier policies route routing discovery",
+    "lbclient.service": "attempt balancer call errors node outcome probing route discovery",
     "lbclient.transport": (
-        "balancer call drain errors node options outcome outlier policies probing routing service discovery"
+        "attempt balancer call drain errors options outcome outlier policies probing routing service discovery"
     ),
     "lbclient.session": "options outlier policies routing transport discovery",
 }

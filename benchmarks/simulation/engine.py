@@ -12,9 +12,10 @@ from math import inf, nan
 from typing import Any
 
 from discovery import Endpoint
+from lbclient.attempt import Attempt
 from lbclient.balancer import Balancer
 from lbclient.call import Call
-from lbclient.node import Attempt, Node
+from lbclient.node import Node
 from lbclient.outcome import Outcome
 from lbclient.policies import Policy, Prequal
 from lbclient.route import Route

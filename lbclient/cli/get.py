@@ -15,11 +15,11 @@ import click
 from yarl import URL
 
 from discovery import service_name
+from lbclient.attempt import Attempt
 from lbclient.cli.load import described
 from lbclient.cli.running import FAILED, NO_ENDPOINTS, Failure, Unreachable, opened, run
 from lbclient.cli.tally import Tally
 from lbclient.errors import NoEndpoints
-from lbclient.node import Attempt
 from lbclient.policies import DEFAULT, POLICIES
 from lbclient.policies.hashing import Hashing
 from lbclient.session import BalancedSession

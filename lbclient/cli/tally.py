@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lbclient.node import Attempt
+from lbclient.attempt import Attempt
 from lbclient.outcome import Outcome
 
 __all__ = ["Counts", "Tally", "counted", "percentile"]

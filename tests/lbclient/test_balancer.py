@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from discovery import Endpoint
 from lbclient import Ejection, RoundRobin
+from lbclient.attempt import Attempt
 from lbclient.balancer import Balancer
 from lbclient.call import Call
-from lbclient.node import Attempt, Node
+from lbclient.node import Node
 from lbclient.outcome import Outcome
 
 

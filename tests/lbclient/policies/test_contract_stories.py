@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from discovery import Endpoint
 from lbclient import Routing, SlowStart
-from lbclient.node import NOWHERE, Attempt, Node
+from lbclient.attempt import Attempt
+from lbclient.node import NOWHERE, Node
 from lbclient.outcome import Outcome
 from lbclient.routing import Portion
 

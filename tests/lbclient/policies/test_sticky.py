@@ -15,9 +15,10 @@ from hashing_rig import keys, node, nodes
 from yarl import URL
 
 from lbclient import Maglev, PowerOfTwo, RingHash, RoundRobin, Sticky, header
+from lbclient.attempt import Attempt
 from lbclient.balancer import Balancer
 from lbclient.call import Call
-from lbclient.node import Attempt, Node
+from lbclient.node import Node
 from lbclient.outcome import Outcome
 from lbclient.route import Route
 from lbclient.routing import Portion, Routing, SlowStart

@@ -12,9 +12,10 @@ import pytest
 
 from discovery import Endpoint
 from lbclient import LeastRequest, PowerOfTwo, Random, RoundRobin, SlowStart, peak_ewma
+from lbclient.attempt import Attempt
 from lbclient.balancer import Balancer
 from lbclient.call import Call
-from lbclient.node import Attempt, Node
+from lbclient.node import Node
 from lbclient.outcome import Outcome
 from lbclient.policies import Policy
 
