@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
@@ -50,6 +51,8 @@ def prefix() -> str:
 def start() -> Iterator[Callable[..., Running]]:
     """Start a command that is killed at the end of the test."""
     started: list[Running] = []
+    # Under nohup it is ignored, and would be by the commands as well: they leave what is ignored alone.
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
     def start(*arguments: str, **environment: str) -> Running:
         started.append(Running(*arguments, **environment))
@@ -58,3 +61,4 @@ def start() -> Iterator[Callable[..., Running]]:
     yield start
     for running in started:
         running.kill()
+    signal.signal(signal.SIGHUP, inherited)
