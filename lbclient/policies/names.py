@@ -54,7 +54,11 @@ class _Copies:
     def __call__(self) -> Policy:
         if id(self._policy) in _IN_USE:
             return copy.deepcopy(self._pristine)
-        _IN_USE[id(self._policy)] = self._policy
+        try:
+            _IN_USE[id(self._policy)] = self._policy
+        except TypeError:
+            # With __slots__ and no place for weak references nobody can tell whether it is in use.
+            return copy.deepcopy(self._pristine)
         return self._policy
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from discovery import Memory, Static
 from lbclient import BalancedSession, BalancingMiddleware, Ejection, PowerOfTwo, RoundRobin, in_flight
+from lbclient.call import Call
+from lbclient.node import Node
 
 USERS = {"users": Static(["127.0.0.1:1"])}
 BAD_NUMBERS = ("3", None, True, float("nan"), [], -1)
@@ -119,6 +121,17 @@ async def test_a_policy_object_is_not_shared_among_services_and_sessions() -> No
         ]
         assert found[0] is policy
         assert len({id(each) for each in found}) == 3
+
+
+async def test_a_policy_object_needs_no_place_for_weak_references() -> None:
+    class First:
+        __slots__ = ()
+
+        def pick(self, nodes: tuple[Node, ...], call: Call) -> Node:
+            return next(node for node in nodes if node not in call.excluded)
+
+    async with BalancedSession(USERS, policy=First()) as session:
+        assert session.describe()["services"]["users"]["policy"] == "First"
 
 
 async def test_a_websocket_takes_no_key_and_says_what_to_do() -> None:
