@@ -1,8 +1,13 @@
 """Client-side load balancing for asyncio: a balancer inside aiohttp's `ClientSession`."""
 
+from lbclient.ejection import Ejection
 from lbclient.errors import AttemptsFailed, LBError, NoEndpoints
+from lbclient.exchange import attempts
+from lbclient.health import HealthCheck
+from lbclient.hedge import Hedge
+from lbclient.limits import Limits, Throttle
 from lbclient.load_reporter import LoadReporter
-from lbclient.outlier import Ejection
+from lbclient.outcome import Outcome
 from lbclient.policies import (
     LeastRequest,
     Maglev,
@@ -21,30 +26,38 @@ from lbclient.policies import (
     path_part,
     peak_ewma,
 )
+from lbclient.retrying import Budget, Retry
 from lbclient.routing import Routing, SlowStart, Subset
 from lbclient.session import BalancedSession
-from lbclient.transport import BalancingMiddleware, attempts
+from lbclient.transport import BalancingMiddleware
 
 __all__ = [
     "AttemptsFailed",
     "BalancedSession",
     "BalancingMiddleware",
+    "Budget",
     "Ejection",
+    "HealthCheck",
+    "Hedge",
     "LBError",
     "LeastRequest",
+    "Limits",
     "LoadReporter",
     "Maglev",
     "NoEndpoints",
+    "Outcome",
     "Policy",
     "PowerOfTwo",
     "Prequal",
     "Random",
+    "Retry",
     "RingHash",
     "RoundRobin",
     "Routing",
     "SlowStart",
     "Sticky",
     "Subset",
+    "Throttle",
     "WeightedRoundRobin",
     "attempts",
     "cookie",

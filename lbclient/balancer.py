@@ -15,9 +15,9 @@ from xxhash import xxh64_intdigest
 from discovery import Endpoint
 from lbclient.attempt import Attempt
 from lbclient.call import Call
+from lbclient.ejection import Ejection
 from lbclient.node import NOWHERE, Node
-from lbclient.outcome import Outcome
-from lbclient.outlier import Ejection
+from lbclient.outcome import ANSWERS, FAILURES, Outcome
 from lbclient.policies import Policy
 from lbclient.route import Route
 from lbclient.routing import Announcer, Pace, Portion, Routing, SlowStart, WarmUp
@@ -205,13 +205,19 @@ class Balancer:
         """Whether every node was tried that may be."""
         return all(node in tried for node in self.nodes.values() if _is_open(node))
 
+    def has_fresh(self, tried: tuple[Node, ...]) -> bool:
+        """Whether there is a usable node that was not tried and to which the last connection did not fail."""
+        return any(
+            not node.connect_failures and node not in tried for route in self.routes for node in route.nodes
+        )
+
     def observe(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         """Learn from an attempt that came to its end, or to the head of its response."""
         node = attempt.node
         # Connecting is not what the server is slow at: with TLS a first request would make it look so for long.
         waited = attempt.elapsed if attempt.sent_at is None else now - attempt.sent_at
         if outcome not in (Outcome.OURS, Outcome.LEFT):
-            failed = outcome is not Outcome.SUCCESS
+            failed = outcome in FAILURES
             node.failures += failed
             if outcome is not Outcome.CONNECT:
                 # Those are the ejection's business: after three in a row it knows, if they are not kept from it.
@@ -227,10 +233,24 @@ class Balancer:
         elif attempt.started_at >= node.ejected_at:
             self._observe_probe(node, attempt, outcome, now)
 
+    def set_health(self, node: Node, *, healthy: bool, now: float) -> None:  # noqa: ARG002 - for what comes back
+        """Take a node out, or back in, that active health checks found ill or well."""
+        if node.healthy is not healthy and not node.left:
+            node.healthy = healthy
+            log.warning("%s: %s is %s", self.name, node.address, "healthy" if healthy else "unhealthy")
+            self._regroup()
+
+    def set_leaving(self, node: Node, *, leaving: bool, now: float) -> None:  # noqa: ARG002 - the same
+        """Take a node out that said that it is about to stop, or back in since it says so no longer."""
+        if node.leaving is not leaving and not node.left:
+            node.leaving = leaving
+            log.info("%s: %s is %s", self.name, node.address, "about to stop" if leaving else "back")
+            self._regroup()
+
     def _observe_probe(self, node: Node, attempt: Attempt, outcome: Outcome, now: float) -> None:
         # Attempts that began before the ejection say nothing new. Later ones are probes, or went there
         # because nothing else was left; they decide equally.
-        if outcome in (Outcome.SUCCESS, Outcome.ERROR):
+        if outcome in ANSWERS:
             self._ejection.restore(node, now)
             if self._warm_up is not None:
                 self._warm_up.begin(node, now)
@@ -242,7 +262,7 @@ class Balancer:
             self._eject(node, attempt, now)
 
     def _eject(self, node: Node, attempt: Attempt, now: float) -> None:
-        others = any(n.ejected_at is None and n.weight > 0 for n in self.nodes.values() if n is not node)
+        others = any(not n.out and n.weight > 0 for n in self.nodes.values() if n is not node)
         if not others and node.ejected_at is None:
             return
         log.warning("%s: %s fails: %s", self.name, node.address, attempt.error)

@@ -78,6 +78,8 @@ class Node:
         ejections: how often it was taken out, decaying while it is healthy.
         ejected_at, ejected_until: `time.monotonic()` seconds; None while it is in.
         probing: an attempt is under way that decides whether an ejected node comes back.
+        healthy: False while active health checks fail.
+        leaving: it said that it is about to stop, and wants no further requests.
         left: the registry does not list it any more.
     """
 
@@ -95,9 +97,11 @@ class Node:
         "failing",
         "failures",
         "group",
+        "healthy",
         "in_flight",
         "latency",
         "learned_at",
+        "leaving",
         "left",
         "probing",
         "requests",
@@ -124,6 +128,8 @@ class Node:
         self.ejected_until: float | None = None
         self.returned_at = 0.0
         self.probing = False
+        self.healthy = True
+        self.leaving = False
         self.left = False
         self.attempts = NO_ATTEMPTS
         self._urls = _NO_URLS
@@ -137,12 +143,21 @@ class Node:
 
     @property
     def state(self) -> str:
-        """`ready`, `ejected`, `probing`, `draining` (left, with attempts under way) or `left`."""
+        """`ready`, `leaving`, `unhealthy`, `ejected`, `probing`, `left`, or `draining` (left, but still busy)."""
         if self.left:
             return "draining" if self.attempts else "left"
+        if self.leaving:
+            return "leaving"
+        if not self.healthy:
+            return "unhealthy"
         if self.probing:
             return "probing"
         return "ready" if self.ejected_until is None else "ejected"
+
+    @property
+    def out(self) -> bool:
+        """Whether it gets no requests while others can take them: ejected, unhealthy, or about to stop."""
+        return self.ejected_at is not None or not self.healthy or self.leaving
 
     def describe_as(self, endpoint: Endpoint) -> None:
         """Take a new description of the same server."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from types import NoneType
 
@@ -12,6 +13,7 @@ __all__ = [
     "at_least",
     "finite",
     "function",
+    "header_name",
     "load_function",
     "of_type",
     "service_host",
@@ -19,6 +21,8 @@ __all__ = [
     "whole",
     "within",
 ]
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 def service_host(name: str) -> str:
@@ -68,6 +72,12 @@ def url_path(option: str, value: str) -> None:
     rooted = isinstance(value, str) and value.startswith("/") and not value.startswith("//")
     if not rooted or " " in value or not value.isprintable():
         raise ValueError(f"{option} must begin with one slash and have no spaces or line ends, unlike {value!r}")
+
+
+def header_name(option: str, value: str) -> None:
+    """The same unless the value can be the name of a header (RFC 9110, section 5.6.2)."""
+    if not isinstance(value, str) or not _TOKEN.fullmatch(value):
+        raise ValueError(f"{option} must be the name of a header, not {value!r}")
 
 
 def function(option: str, value: object, kind: str) -> None:

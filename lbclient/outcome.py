@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import aiohttp
 
 from lbclient.errors import NodeLeft
 
-__all__ = ["IDEMPOTENT", "Outcome", "classify", "classify_status", "may_be_repeated"]
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse
 
-# RFC 9110, section 9.2.2
-IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
-# https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
-_IDEMPOTENCY_KEY = "Idempotency-Key"
+__all__ = ["ANSWERS", "FAILURES", "Classifier", "Outcome", "classify", "classify_answer"]
+
+_TOO_MANY_REQUESTS = 429
 _SERVER_ERROR = 500
+_UNAVAILABLE = 503
+# What is in front of the server, or the server itself, did not get it answered (Envoy's gateway failures).
+_GATEWAY = frozenset({502, 503, 504})
 # This process has no descriptors left: no server's fault, and no other server would do better.
 _OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
@@ -23,31 +28,60 @@ _OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 class Outcome(Enum):
     """What one attempt showed about its node.
 
-    ERROR, FAULT and BROKEN count as failures in the load of the node.
-
-    | outcome | what happened | another attempt | ejection |
-    |---|---|---|---|
-    | SUCCESS | the head of a response arrived | no | resets |
-    | ERROR | the same, with a status of 500 or above | no | resets |
-    | CONNECT | no connection, nothing was sent | any method | counts |
-    | LEFT | the node left before anything was sent | any method, free of charge | ignores |
-    | FAULT | sent, no answer: maybe processed | idempotent and replayable only | fails a probe |
-    | BROKEN | an answer came that is no HTTP | no | fails a probe |
-    | OURS | cancellation, total deadline, bad request, own limits | no | ignores |
+    | outcome | what happened | another attempt | ejection | load | throttle |
+    |---|---|---|---|---|---|
+    | SUCCESS | the head of an answer arrived | no | resets | its latency | accepted |
+    | ERROR | the same, with a status of 500 or above | if `Retry.statuses` says so | counts | failure | accepted |
+    | GATEWAY | status 502, 503 or 504 | idempotent and replayable | counts | failure | refused |
+    | OVERLOAD | 429, or 503 with `Retry-After` | the same, not before `Retry-After` | resets | failure | refused |
+    | CONNECT | no connection, nothing was sent | any method | counts | ignored | refused |
+    | LEFT | the node left before anything was sent | any method, free of charge | ignored | ignored | ignored |
+    | FAULT | sent, no answer or half of one | idempotent and replayable | counts | failure | refused |
+    | TIMEOUT | most of the request's deadline passed in silence | no, none is left | counts | failure | refused |
+    | BROKEN | an answer came that is no HTTP | no | counts | failure | accepted |
+    | OURS | cancellation, a hedge's loser, a deadline spent elsewhere | no | ignored | ignored | ignored |
     """
 
     SUCCESS = "success"
     ERROR = "error"
+    GATEWAY = "gateway"
+    OVERLOAD = "overload"
     CONNECT = "connect"
     LEFT = "left"
     FAULT = "fault"
+    TIMEOUT = "timeout"
     BROKEN = "broken"
     OURS = "ours"
 
 
-def classify_status(status: int) -> Outcome:
-    """The outcome of an attempt that was answered with this status."""
-    return Outcome.ERROR if status >= _SERVER_ERROR else Outcome.SUCCESS
+# There was an answer, whatever it said: the server can be reached and speaks.
+ANSWERS = frozenset({Outcome.SUCCESS, Outcome.ERROR, Outcome.GATEWAY, Outcome.OVERLOAD})
+# The server did not do what it is there for.
+FAILURES = frozenset(
+    {
+        Outcome.ERROR,
+        Outcome.GATEWAY,
+        Outcome.OVERLOAD,
+        Outcome.CONNECT,
+        Outcome.FAULT,
+        Outcome.TIMEOUT,
+        Outcome.BROKEN,
+    }
+)
+
+# A user's own judgement of a response (status and headers; its body is still unread) or of an exception;
+# None for `classify()`'s.
+Classifier = Callable[["ClientResponse | BaseException"], Outcome | None]
+
+
+def classify_answer(response: ClientResponse) -> Outcome:
+    """The outcome of an attempt that was answered so."""
+    status = response.status
+    if status < _SERVER_ERROR:
+        return Outcome.OVERLOAD if status == _TOO_MANY_REQUESTS else Outcome.SUCCESS
+    if status == _UNAVAILABLE and "Retry-After" in response.headers:
+        return Outcome.OVERLOAD
+    return Outcome.GATEWAY if status in _GATEWAY else Outcome.ERROR
 
 
 def classify(error: BaseException) -> Outcome:  # noqa: PLR0911 - it is a table
@@ -77,13 +111,3 @@ def classify(error: BaseException) -> Outcome:  # noqa: PLR0911 - it is a table
 
 def _of_the_body(error: aiohttp.ClientOSError) -> bool:
     return "request body" in str(error)
-
-
-def may_be_repeated(outcome: Outcome, req: aiohttp.ClientRequest) -> bool:
-    """Whether sending this request once more is safe after an attempt with that outcome."""
-    if outcome in (Outcome.CONNECT, Outcome.LEFT):
-        return True
-    if outcome is not Outcome.FAULT:
-        return False
-    idempotent = req.method in IDEMPOTENT or _IDEMPOTENCY_KEY in req.headers
-    return idempotent and not getattr(req.body, "consumed", False)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from aiohttp import ClientRequest, ClientResponse
@@ -15,10 +17,16 @@ from lbclient.attempt import Attempt
 from lbclient.balancer import Balancer
 from lbclient.call import Call
 from lbclient.errors import NoEndpoints
+from lbclient.hedging import Hedging
 from lbclient.node import Node
-from lbclient.outcome import Outcome
-from lbclient.probing import Prober
+from lbclient.options import service_host
+from lbclient.outcome import Outcome, classify, classify_answer
+from lbclient.passage import Passage
+from lbclient.policies import Policy
+from lbclient.probing import Prober, prequal_in
+from lbclient.retrying import Ledger
 from lbclient.route import Route
+from lbclient.settings import Settings
 
 __all__ = ["Service"]
 
@@ -36,26 +44,44 @@ class Service:
     Args:
         name: the host name in URLs.
         origin: a source, a watcher (shared; the caller stops it), or the URL of a source.
-        balancer: chooses the nodes.
+        new_policy: makes the policy for a group of its nodes.
+        settings: its options.
         wait_for_endpoints: seconds a request waits for the first snapshot.
         on_left: called with the nodes that left, in the swap.
-        prober: sends the probes of the balancer's policies; None if they want none.
         watching: options of the `Watcher`, if it is made here.
+
+    Attributes:
+        balancer: chooses the nodes.
+        ledger: the retries and hedges there may be.
+        hedging: races attempts; None if they are not hedged.
+        rng: where the pauses between attempts are drawn from.
     """
 
     def __init__(
         self,
         name: str,
         origin: Source | Watcher | str,
-        balancer: Balancer,
+        new_policy: Callable[[], Policy],
+        settings: Settings,
         *,
         wait_for_endpoints: float,
         on_left: OnLeft,
-        prober: Prober | None = None,
         **watching: Any,
     ) -> None:
         self.name = name
-        self.balancer = balancer
+        self.settings = settings
+        prober = Prober(service_host(name))
+        self.balancer = balancer = Balancer(
+            name,
+            partial(prober.equip, new_policy),
+            ejection=settings.ejection,
+            limit_per_node=settings.limits.per_node,
+            routing=settings.routing,
+            slow_start=settings.slow_start,
+        )
+        self.ledger = Ledger(settings.retry.budget)
+        self.hedging = None if settings.hedge is None else Hedging(settings.hedge, settings.retry)
+        self.rng = random.Random()
         self._shared = isinstance(origin, Watcher)
         if isinstance(origin, Watcher):
             self.watcher = origin
@@ -64,7 +90,7 @@ class Service:
             self.watcher = Watcher(source, name=name, **watching)
         self._wait = wait_for_endpoints
         self._on_left = on_left
-        self._prober = prober
+        self._prober = prober if prequal_in(balancer.policy) is not None else None
         self._unsubscribe: Callable[[], None] | None = None
         self._queue: deque[tuple[asyncio.Future[Attempt], Call]] = deque()
         self._serving = False
@@ -93,6 +119,8 @@ class Service:
             await self.watcher.stop()
         if self._prober is not None:
             await self._prober.close()
+        if self.hedging is not None:
+            await self.hedging.close()
         waiting, self._queue = self._queue, deque()
         for turn, call in waiting:
             if not turn.done():
@@ -118,19 +146,28 @@ class Service:
         if gone:
             self.watcher.let_go(gone)
 
-    def call(self, req: ClientRequest, key: str | None) -> Call:
-        """What the policy may know of a request; `key` is the one that the caller gave for it.
+    def enter(self, req: ClientRequest, passage: Passage) -> Call:
+        """Take in a request; returns what the balancer may know of it.
 
         Raises:
             TypeError: for a key that is no string.
         """
         if self._prober is not None:
             self._prober.imitate(req)
+        key = passage.key
         if key is None and self._key is not None:
             key = self._key(req)
         if key is not None and not isinstance(key, str):
             raise TypeError(f"key must be a string, or a function that returns one or None, not {key!r}")
-        return Call(key, session=None if self._session is None else self._session(req))
+        call = Call(key, time.monotonic(), None if self._session is None else self._session(req))
+        self.ledger.deposit(call.now)
+        return call
+
+    def judge(self, result: ClientResponse | BaseException) -> Outcome:
+        """What the end of an attempt shows about its node."""
+        if self.settings.classify is not None and (said := self.settings.classify(result)) is not None:
+            return said
+        return classify(result) if isinstance(result, BaseException) else classify_answer(result)
 
     def begin(self, call: Call) -> Attempt | None:
         """Begin an attempt at a node that was not tried yet; None if something has to be waited for."""
@@ -231,7 +268,7 @@ class Service:
     def no_endpoints(self, call: Call) -> NoEndpoints:
         """The error that says what is known."""
         snapshot = self.watcher.snapshot
-        healthy = sum(node.ejected_at is None for node in self.balancer.nodes.values())
+        healthy = sum(not node.out for node in self.balancer.nodes.values())
         waited = f" after waiting {self._wait:g} s" if snapshot.version == 0 else ""
         return NoEndpoints(
             f"service {self.name!r} has no endpoint{waited}: {len(snapshot.endpoints)} known, "

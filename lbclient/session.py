@@ -11,10 +11,17 @@ import aiohttp
 from aiohttp import ClientTimeout
 
 from discovery import Cache, Endpoint, OnEmpty, Snapshot, Source, Watcher, service_name
+from lbclient.ejection import Ejection
+from lbclient.health import HealthCheck
+from lbclient.hedge import Hedge
+from lbclient.limits import Limits, Throttle
 from lbclient.options import above_zero
-from lbclient.outlier import Ejection
+from lbclient.outcome import Classifier
+from lbclient.passage import Passage
 from lbclient.policies import DEFAULT, PolicyOption
+from lbclient.retrying import Retry
 from lbclient.routing import Routing, SlowStart
+from lbclient.settings import PerService
 from lbclient.transport import BalancingMiddleware
 
 if TYPE_CHECKING:
@@ -42,13 +49,19 @@ class BalancedSession:
             differ a mapping from their names to those.
         routing: which nodes are chosen among: filters, subsets, zones, priorities, panic.
         slow_start: how nodes that are new or come back get their share; by default all of it at once.
-        max_attempts: attempts of one request (each redirect hop counts anew), the first included.
         attempt_timeout: seconds for an attempt until the head of its response; None for no limit.
+        retry: when a request is tried again, and after which pause; None for the defaults of `Retry`.
+        hedge: a second attempt for requests that take long; None for none.
+        limits: how much of a service is used at the same time, by default 100 connections to each node.
+        throttle: refuse requests here while the servers refuse most of them; None for never.
+        ejection: when failing nodes are taken out; None for the defaults of `Ejection`.
+        health_check: how nodes are asked whether they are well; None for no questions.
+        classify: a function of a response or an exception that says what it shows about the node, an `Outcome`;
+            None from it stands for the usual judgement.
+        deadline_header: a header that tells the server how many milliseconds are left for the request.
         connect_timeout: seconds for making a connection, and at most an equal share of the total deadline.
         wait_for_endpoints: seconds that a request waits for a service nothing is known of yet.
         drain_timeout: seconds after which requests to a node that left are cut.
-        limit_per_node: connections in use to one node at once; further requests wait. 0 for no limit.
-        ejection: when failing nodes are taken out.
         on_empty: when a registry lists nothing any more: `hold` its endpoints for a while (those that fail go
             sooner), `accept` it at once, or `keep` them until others come.
         hold_for: seconds for which they are held.
@@ -72,15 +85,20 @@ class BalancedSession:
         *,
         name: str | None = None,
         policy: PolicyOption | Mapping[str, PolicyOption] = DEFAULT,
-        routing: Routing | None = None,
-        slow_start: SlowStart | None = None,
-        max_attempts: int = 3,
-        attempt_timeout: float | None = None,
+        routing: PerService[Routing | None] = None,
+        slow_start: PerService[SlowStart | None] = None,
+        attempt_timeout: PerService[float | None] = None,
+        retry: PerService[Retry | None] = None,
+        hedge: PerService[Hedge | None] = None,
+        limits: PerService[Limits | None] = None,
+        throttle: PerService[Throttle | None] = None,
+        ejection: PerService[Ejection | None] = None,
+        health_check: PerService[HealthCheck | None] = None,
+        classify: PerService[Classifier | None] = None,
+        deadline_header: PerService[str | None] = None,
         connect_timeout: float = 3.0,
         wait_for_endpoints: float = 5.0,
         drain_timeout: float = 30.0,
-        limit_per_node: int = 100,
-        ejection: Ejection | None = None,
         on_empty: OnEmpty = "hold",
         hold_for: float = 30.0,
         collapse: float | None = None,
@@ -104,12 +122,17 @@ class BalancedSession:
             policy=policy,
             routing=routing,
             slow_start=slow_start,
-            max_attempts=max_attempts,
             attempt_timeout=attempt_timeout,
+            retry=retry,
+            hedge=hedge,
+            limits=limits,
+            throttle=throttle,
+            ejection=ejection,
+            health_check=health_check,
+            classify=classify,
+            deadline_header=deadline_header,
             wait_for_endpoints=wait_for_endpoints,
             drain_timeout=drain_timeout,
-            limit_per_node=limit_per_node,
-            ejection=ejection,
             on_empty=on_empty,
             hold_for=hold_for,
             collapse=collapse,
@@ -117,12 +140,13 @@ class BalancedSession:
         )
         self._middlewares = tuple(middlewares)
         self._connect_timeout = connect_timeout
-        self._max_attempts = max_attempts
+        self._max_attempts = self._balancing.max_attempts
         if "connector" not in session_options:
             # A limit shared by all nodes would let one hanging node take every slot.
             session_options["connector"] = aiohttp.TCPConnector(limit=0, keepalive_timeout=keepalive_timeout)
+        self._timeout = self._bounded(timeout)
         self.client_session = aiohttp.ClientSession(
-            timeout=self._bounded(timeout), middlewares=(*middlewares, self._balancing), **session_options
+            timeout=self._timeout, middlewares=(*middlewares, self._balancing), **session_options
         )
         if hasattr(self.client_session, "_retry_connection"):
             # aiohttp would send requests once more by itself, behind the back of the attempt loop.
@@ -210,13 +234,16 @@ class BalancedSession:
         return self.client_session.ws_connect(url, **options)
 
     def _adapted(self, options: dict[str, Any]) -> dict[str, Any]:
+        timeout = self._timeout
         if "timeout" in options:
-            options["timeout"] = self._bounded(options["timeout"])
-        key, middlewares = options.pop("lb_key", None), options.get("middlewares")
-        if key is not None or middlewares is not None:
-            # A request's middlewares replace the session's.
-            last = self._balancing if key is None else self._balancing.keyed(key)
-            options["middlewares"] = (*(self._middlewares if middlewares is None else middlewares), last)
+            options["timeout"] = timeout = self._bounded(options["timeout"])
+        key = options.pop("lb_key", None)
+        if key is not None and not isinstance(key, str):
+            raise TypeError(f"a key must be a string, not {key!r}")
+        middlewares = options.get("middlewares")
+        # A request's middlewares replace the session's.
+        outer = self._middlewares if middlewares is None else middlewares
+        options["middlewares"] = (*outer, Passage(self._balancing.pass_on, key, timeout.total))
         return options
 
     def _bounded(self, timeout: ClientTimeout | float | None) -> ClientTimeout:

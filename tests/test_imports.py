@@ -82,19 +82,27 @@ MODULES = {
     ),
     "discovery.registrar": "registrar.registrar",
     "lbclient.errors": "",
+    "lbclient.health.health_check": "",
+    "lbclient.hedge": "",
+    "lbclient.limits.limits": "",
+    "lbclient.limits.throttle": "",
     "lbclient.load_report": "",
-    "lbclient.options": "",
-    "lbclient.policies.keys": "",
-    "lbclient.routing.slow_start": "",
-    "lbclient.outcome": "errors",
     "lbclient.node": "discovery",
+    "lbclient.options": "",
+    "lbclient.passage": "",
+    "lbclient.policies.keys": "",
+    "lbclient.retrying.budget": "",
+    "lbclient.retrying.pushback": "",
+    "lbclient.retrying.replay": "",
+    "lbclient.routing.slow_start": "",
     "lbclient.routing.subset": "discovery",
     "lbclient.routing.where": "discovery",
-    "lbclient.load_reporter": "load_report options",
-    "lbclient.attempt": "errors node outcome",
     "lbclient.call": "node",
     "lbclient.drain": "node",
-    "lbclient.outlier": "node outcome",
+    "lbclient.health": "health.health_check",
+    "lbclient.limits": "limits.limits limits.throttle",
+    "lbclient.load_reporter": "load_report options",
+    "lbclient.outcome": "errors",
     "lbclient.policies.drawing": "node",
     "lbclient.policies.loads": "node",
     "lbclient.policies.ring": "node",
@@ -103,24 +111,30 @@ MODULES = {
     "lbclient.routing.portion": "node",
     "lbclient.routing.priorities": "node",
     "lbclient.routing.warm_up": "node routing.slow_start",
+    "lbclient.attempt": "errors node outcome",
+    "lbclient.ejection.ejection": "node outcome",
     "lbclient.policies.bounded_load": "call node",
+    "lbclient.policies.deadlines": "node policies.turns",
     "lbclient.policies.policy": "call node",
     "lbclient.policies.probe_pool": "node policies.loads",
     "lbclient.policies.sampling": "call node options policies.drawing policies.loads",
-    "lbclient.policies.deadlines": "node policies.turns",
     "lbclient.policies.smooth": "node policies.turns",
+    "lbclient.retrying.retry": "outcome retrying.budget retrying.replay",
     "lbclient.routing.announcer": "routing.portion",
     "lbclient.routing.zones": "node routing.portion",
+    "lbclient.ejection": "ejection.ejection",
     "lbclient.policies.hashing": "call node options policies.bounded_load policies.keys",
+    "lbclient.policies.least_request": "call node options policies.loads policies.smooth policies.turns",
     "lbclient.policies.prequal": (
         "call load_report node options policies.drawing policies.loads policies.probe_pool policies.sampling"
     ),
-    "lbclient.policies.sticky": "call node options policies.keys policies.policy policies.sampling",
-    "lbclient.policies.least_request": "call node options policies.loads policies.smooth policies.turns",
     "lbclient.policies.rotation": "call node options policies.deadlines policies.smooth policies.turns",
+    "lbclient.policies.sticky": "call node options policies.keys policies.policy policies.sampling",
+    "lbclient.retrying": "retrying.budget retrying.pushback retrying.replay retrying.retry",
     "lbclient.routing.routing": (
         "node routing.portion routing.priorities routing.subset routing.where routing.zones discovery"
     ),
+    "lbclient.hedging": "attempt hedge retrying",
     "lbclient.policies.maglev": "policies.hashing policies.keys policies.table",
     "lbclient.policies.ring_hash": "policies.hashing policies.keys policies.ring",
     "lbclient.routing": (
@@ -130,6 +144,7 @@ MODULES = {
         "policies.least_request policies.loads policies.maglev policies.policy policies.prequal "
         "policies.ring_hash policies.rotation policies.sampling policies.sticky"
     ),
+    "lbclient.settings": "ejection health hedge limits options outcome retrying routing",
     "lbclient.policies": (
         "policies.keys policies.least_request policies.loads policies.maglev policies.names "
         "policies.policy policies.prequal policies.ring_hash policies.rotation policies.sampling "
@@ -137,12 +152,20 @@ MODULES = {
     ),
     "lbclient.probing": "load_report node policies",
     "lbclient.route": "node policies routing",
-    "lbclient.balancer": "attempt call node outcome outlier policies route routing discovery",
-    "lbclient.service": "attempt balancer call errors node outcome probing route discovery",
-    "lbclient.transport": (
-        "attempt balancer call drain errors options outcome outlier policies probing routing service discovery"
+    "lbclient.balancer": "attempt call ejection node outcome policies route routing discovery",
+    "lbclient.service": (
+        "attempt balancer call errors hedging node options outcome passage policies probing retrying "
+        "route settings discovery"
     ),
-    "lbclient.session": "options outlier policies routing transport discovery",
+    "lbclient.exchange": "attempt errors outcome passage retrying service",
+    "lbclient.transport": (
+        "drain ejection exchange health hedge limits options outcome passage policies retrying routing "
+        "service settings discovery"
+    ),
+    "lbclient.session": (
+        "ejection health hedge limits options outcome passage policies retrying routing settings "
+        "transport discovery"
+    ),
 }
 
 FILES = {

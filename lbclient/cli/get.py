@@ -20,10 +20,11 @@ from lbclient.cli.load import described
 from lbclient.cli.running import FAILED, NO_ENDPOINTS, Failure, Unreachable, opened, run
 from lbclient.cli.tally import Tally
 from lbclient.errors import NoEndpoints
+from lbclient.exchange import attempts
 from lbclient.policies import DEFAULT, POLICIES
 from lbclient.policies.hashing import Hashing
+from lbclient.retrying import Retry
 from lbclient.session import BalancedSession
-from lbclient.transport import attempts
 
 __all__ = ["get"]
 
@@ -149,7 +150,7 @@ async def _get(options: Options) -> int:
         session = BalancedSession(
             {options.name: source},
             policy=options.policy,
-            max_attempts=options.attempts,
+            retry=Retry(attempts=options.attempts),
             timeout=options.timeout,
         )
     except ValueError as error:

@@ -54,7 +54,7 @@ def levels_of(nodes: Collection[Node]) -> list[Level]:
 
 
 def _level(priority: int, nodes: tuple[Node, ...]) -> Level:
-    return Level(priority, nodes, tuple(node for node in nodes if node.ejected_at is None))
+    return Level(priority, nodes, tuple(node for node in nodes if not node.out))
 
 
 def loads(counts: Sequence[tuple[int, int]], *, overprovisioning: float, panic_threshold: float) -> list[Load]:

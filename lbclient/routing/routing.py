@@ -117,7 +117,7 @@ class Routing:
 
     def _last_resort(self, nodes: Collection[Node]) -> tuple[Portion, ...]:
         """The portions when none can be used: what weight 0 takes out, and then what fails."""
-        inside = tuple(node for node in nodes if node.ejected_at is None)
+        inside = tuple(node for node in nodes if not node.out)
         if inside:
             return (Portion("", inside, 1.0),)
         capable = tuple(node for node in nodes if node.weight > 0) or tuple(nodes)

@@ -11,7 +11,7 @@ import pytest
 from rig import Prefer, black_hole, drop, in_flight, local, node_of, stats_of, times_processed, wire
 
 from discovery import Static
-from lbclient import AttemptsFailed, BalancedSession, BalancingMiddleware, attempts
+from lbclient import AttemptsFailed, BalancedSession, BalancingMiddleware, Retry, attempts
 from lbclient.outcome import Outcome
 from lbclient.sandbox import Backend
 
@@ -93,7 +93,7 @@ async def test_an_idempotency_key_makes_a_request_repeatable(nodes: list[Backend
 async def test_servers_see_no_more_than_max_attempts(nodes: list[Backend], method: str, max_attempts: int) -> None:
     """The hidden repetition of aiohttp does not double them."""
     services = {"users": Static([node.address for node in nodes])}
-    async with BalancedSession(services, max_attempts=max_attempts) as session:
+    async with BalancedSession(services, retry=Retry(attempts=max_attempts)) as session:
         with pytest.raises(aiohttp.ServerDisconnectedError) as caught:
             await session.request(method, "http://users/drop", headers={"X-Request-Id": "1"})
         assert in_flight(session) == 0

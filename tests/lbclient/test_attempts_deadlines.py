@@ -12,7 +12,7 @@ from aiohttp import ClientTimeout
 from rig import Prefer, black_hole, hang, in_flight, local, node_of, stats_of, times_processed, until
 
 from discovery import Static
-from lbclient import BalancedSession, attempts
+from lbclient import BalancedSession, Limits, attempts
 from lbclient.outcome import Outcome
 from lbclient.sandbox import Backend
 
@@ -212,7 +212,10 @@ async def test_cancelled_while_reading_the_body(nodes: list[Backend]) -> None:
 
 
 async def test_cancelled_while_waiting_for_a_slot() -> None:
-    async with local(hang) as server, BalancedSession(Static([server.address]), limit_per_node=1) as session:
+    async with (
+        local(hang) as server,
+        BalancedSession(Static([server.address]), limits=Limits(per_node=1)) as session,
+    ):
         first = asyncio.create_task(session.get("/1")._coro)
         await until(lambda: bool(server.seen))
         second = asyncio.create_task(session.get("/2")._coro)
@@ -225,7 +228,10 @@ async def test_cancelled_while_waiting_for_a_slot() -> None:
 
 
 async def test_the_total_deadline_while_waiting_for_a_slot() -> None:
-    async with local(hang) as server, BalancedSession(Static([server.address]), limit_per_node=1) as session:
+    async with (
+        local(hang) as server,
+        BalancedSession(Static([server.address]), limits=Limits(per_node=1)) as session,
+    ):
         first = asyncio.create_task(session.get("/1")._coro)
         await until(lambda: bool(server.seen))
         with pytest.raises(TimeoutError) as caught:

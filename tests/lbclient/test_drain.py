@@ -13,7 +13,7 @@ import trustme
 from rig import stats_of, until
 
 from discovery import Memory, Watcher
-from lbclient import BalancedSession, RoundRobin, attempts
+from lbclient import BalancedSession, Limits, RoundRobin, attempts
 from lbclient.sandbox import Backend
 
 
@@ -225,7 +225,7 @@ async def test_more_connections_than_are_closed_in_one_turn_are_all_closed(
 ) -> None:
     monkeypatch.setattr("lbclient.drain._SLICE", 100)
     memory.set([nodes[0].address])
-    async with BalancedSession(memory, limit_per_node=0, keepalive_timeout=60) as session:
+    async with BalancedSession(memory, limits=Limits(per_node=0), keepalive_timeout=60) as session:
         for _ in range(2):
             await asyncio.gather(*(_ok(session, "/slow?ms=300") for _ in range(600)))
         opened = await connections(nodes[0])

@@ -9,7 +9,7 @@ import pytest
 from rig import local, node_of, stats_of, until
 
 from discovery import Cache, Memory
-from lbclient import BalancedSession, BalancingMiddleware, Ejection, NoEndpoints, RoundRobin
+from lbclient import BalancedSession, BalancingMiddleware, Ejection, NoEndpoints, Retry, RoundRobin
 from lbclient.sandbox import Backend
 
 
@@ -75,7 +75,9 @@ async def test_a_server_that_was_ejected_before_the_hold_is_not_held(mortal: Bac
 
 async def test_the_last_held_server_stays_until_its_time_is_over(mortal: Backend) -> None:
     source = Memory([mortal.address, "127.0.0.1:1"])
-    async with BalancedSession(source, hold_for=1, ejection=Ejection(connect_failures=1), max_attempts=2) as users:
+    async with BalancedSession(
+        source, hold_for=1, ejection=Ejection(connect_failures=1), retry=Retry(attempts=2)
+    ) as users:
         await get(users)
         source.set([])
         await until(lambda: users.snapshot().state == "held")

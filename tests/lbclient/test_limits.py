@@ -23,7 +23,7 @@ from rig import (
 )
 
 from discovery import Memory, Static
-from lbclient import BalancedSession, Ejection, RoundRobin
+from lbclient import BalancedSession, Ejection, Limits, RoundRobin
 from lbclient.sandbox import Backend
 
 
@@ -35,7 +35,7 @@ async def test_two_thousand_at_once_take_turns(nodes: list[Backend]) -> None:
     for backend in nodes:
         await backend.stat()
     before = descriptors = open_descriptors()
-    async with BalancedSession(Static([node.address for node in nodes]), limit_per_node=64) as session:
+    async with BalancedSession(Static([node.address for node in nodes]), limits=Limits(per_node=64)) as session:
 
         async def one() -> int:
             nonlocal descriptors
@@ -53,7 +53,7 @@ async def test_two_thousand_at_once_take_turns(nodes: list[Backend]) -> None:
 
 async def test_no_limit_is_no_limit() -> None:
     gate = Gate()
-    async with local(gate) as server, crowd(Static([server.address]), limit_per_node=0) as requests:
+    async with local(gate) as server, crowd(Static([server.address]), limits=Limits(per_node=0)) as requests:
         await requests.start(*map(str, range(150)))
         await until(lambda: len(server.seen) == 150)
         gate.let(150)
@@ -63,7 +63,7 @@ async def test_a_new_node_serves_those_who_wait_in_turn_and_all_it_can() -> None
     gate = Gate()
     async with local(hang) as full, local(gate) as fresh:
         source = Memory([full.address])
-        async with crowd(source, limit_per_node=3) as requests:
+        async with crowd(source, limits=Limits(per_node=3)) as requests:
             await requests.start(*(f"/{n}" for n in range(9)))
             assert waiting(requests.session) == 6
             source.add(fresh.address)
@@ -84,7 +84,9 @@ async def test_a_node_that_is_back_serves_all_it_can(nodes: list[Backend]) -> No
     async with local(hang) as full:
         source = Static([full.address, back.address])
         ejection = Ejection(connect_failures=1)
-        async with crowd(source, policy=Prefer(back.address), limit_per_node=2, ejection=ejection) as requests:
+        async with crowd(
+            source, policy=Prefer(back.address), limits=Limits(per_node=2), ejection=ejection
+        ) as requests:
             await requests.start("/held", "/held", endless, endless, endless)
             assert waiting(requests.session) == 3
             await back.listen()
@@ -97,7 +99,7 @@ async def test_a_node_that_is_back_serves_all_it_can(nodes: list[Backend]) -> No
 async def test_a_hanging_node_takes_its_own_slots_only(nodes: list[Backend]) -> None:
     await nodes[0].pause()
     async with crowd(
-        Static([node.address for node in nodes[:2]]), policy=RoundRobin, limit_per_node=4
+        Static([node.address for node in nodes[:2]]), policy=RoundRobin, limits=Limits(per_node=4)
     ) as requests:
         requests.tasks += [asyncio.create_task(requests.get("/ping")) for _ in range(60)]
         await until(lambda: sum(task.done() for task in requests.tasks) == 56)
@@ -112,7 +114,7 @@ async def test_who_waits_for_one_node_holds_up_nobody_who_would_take_another() -
     """A second attempt may wait for the only node it did not try yet, while others have room."""
     async with local(hang) as full, local(drop) as roomy:
         source = Static([full.address, roomy.address])
-        async with crowd(source, policy=Prefer(full.address), limit_per_node=1) as requests:
+        async with crowd(source, policy=Prefer(full.address), limits=Limits(per_node=1)) as requests:
             await requests.start("/held")
             await requests.start("/dropped")
             await until(lambda: waiting(requests.session) == 1 and in_flight(requests.session) == 1)
@@ -124,7 +126,7 @@ async def test_who_waits_for_one_node_holds_up_nobody_who_would_take_another() -
 
 
 async def test_a_websocket_takes_a_slot(nodes: list[Backend]) -> None:
-    async with crowd(Static([nodes[0].address]), limit_per_node=1) as requests:
+    async with crowd(Static([nodes[0].address]), limits=Limits(per_node=1)) as requests:
         async with requests.session.ws_connect("/ws"):
             await requests.start("/ping")
             assert waiting(requests.session) == 1

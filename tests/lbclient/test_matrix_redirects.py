@@ -11,7 +11,7 @@ from rig import Prefer, in_flight, resolving, stats_of
 from yarl import URL
 
 from discovery import Static
-from lbclient import BalancedSession, RoundRobin, attempts
+from lbclient import BalancedSession, Retry, RoundRobin, attempts
 from lbclient.sandbox import Backend
 
 
@@ -144,7 +144,7 @@ async def test_each_hop_has_all_attempts(nodes: list[Backend], unused_address: s
     policy = Prefer(unused_address, good)
     services = {"users": Static([unused_address, good])}
     async with (
-        BalancedSession(services, policy=policy, max_attempts=2) as session,
+        BalancedSession(services, policy=policy, retry=Retry(attempts=2)) as session,
         session.get(redirect(str(redirect("/landed")))) as response,
     ):
         assert response.url.path == "/landed"

@@ -13,7 +13,7 @@ import pytest
 from rig import Loopback, Prefer, hang, in_flight, local, until
 
 from discovery import Endpoint, Memory, Static, Watcher
-from lbclient import BalancedSession, BalancingMiddleware, LBError, NoEndpoints, attempts
+from lbclient import BalancedSession, BalancingMiddleware, LBError, NoEndpoints, Retry, attempts
 
 
 class Silent:
@@ -115,7 +115,7 @@ async def test_a_node_that_leaves_while_it_is_being_connected_costs_no_attempt(a
     connector = aiohttp.TCPConnector(limit=0, resolver=Slow("leaving.internal"))
     async with local() as leaving, local() as other:
         source = Memory([leaving.address.replace("127.0.0.1", "leaving.internal")])
-        async with BalancedSession(source, name="users", max_attempts=1, connector=connector) as session:
+        async with BalancedSession(source, name="users", retry=Retry(attempts=1), connector=connector) as session:
             request = asyncio.create_task(session.post("/x", data=b"1")._coro)
             await looked_up.wait()
             source.set([other.address] if another else [])

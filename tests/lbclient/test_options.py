@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from discovery import Memory, Static
-from lbclient import BalancedSession, BalancingMiddleware, Ejection, PowerOfTwo, RoundRobin, in_flight
+from lbclient import BalancedSession, BalancingMiddleware, Ejection, PowerOfTwo, Retry, RoundRobin, in_flight
 from lbclient.call import Call
 from lbclient.node import Node
 
@@ -17,12 +17,12 @@ BAD_NUMBERS = ("3", None, True, float("nan"), [], -1)
 
 @pytest.mark.parametrize("value", [*BAD_NUMBERS, 0, 2.5, float("inf")])
 async def test_max_attempts_is_a_whole_number_from_1(value: Any) -> None:
-    with pytest.raises(ValueError, match=r"max_attempts must be .*1 or more") as caught:
-        BalancedSession(USERS, max_attempts=value)
+    with pytest.raises(ValueError, match=r"attempts must be .*1 or more") as caught:
+        BalancedSession(USERS, retry=Retry(attempts=value))
     assert repr(value) in str(caught.value)
 
 
-@pytest.mark.parametrize("option", ["wait_for_endpoints", "drain_timeout", "limit_per_node"])
+@pytest.mark.parametrize("option", ["wait_for_endpoints", "drain_timeout"])
 @pytest.mark.parametrize("value", BAD_NUMBERS)
 async def test_numbers_that_may_be_zero(option: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{option} must be .*0 or more") as caught:

@@ -24,7 +24,7 @@ from rig import (
 )
 
 from discovery import Memory, Static
-from lbclient import Ejection, NoEndpoints, attempts
+from lbclient import Ejection, Limits, NoEndpoints, attempts
 from lbclient.call import Call
 from lbclient.node import Node
 from lbclient.sandbox import Backend
@@ -32,7 +32,7 @@ from lbclient.sandbox import Backend
 
 async def test_those_who_wait_are_served_in_turn() -> None:
     gate = Gate()
-    async with local(gate) as server, crowd(Static([server.address]), limit_per_node=1) as requests:
+    async with local(gate) as server, crowd(Static([server.address]), limits=Limits(per_node=1)) as requests:
         await requests.start(*(f"/{n}" for n in range(8)))
         for served in range(1, 9):
             await until(lambda served=served: len(server.seen) == served)
@@ -44,7 +44,7 @@ async def test_those_who_wait_are_served_in_turn() -> None:
 
 async def test_a_cancelled_one_passes_its_slot_on() -> None:
     gate = Gate()
-    async with local(gate) as server, crowd(Static([server.address]), limit_per_node=1) as requests:
+    async with local(gate) as server, crowd(Static([server.address]), limits=Limits(per_node=1)) as requests:
         await requests.start("/0", "/1", "/2", "/3")
         await until(lambda: len(server.seen) == 1)
         requests.tasks[1].cancel()
@@ -58,7 +58,7 @@ async def test_a_cancelled_one_passes_its_slot_on() -> None:
 
 async def test_one_that_is_cancelled_just_as_its_turn_comes_passes_its_slot_on() -> None:
     gate = Gate()
-    async with local(gate) as server, crowd(Static([server.address]), limit_per_node=1) as requests:
+    async with local(gate) as server, crowd(Static([server.address]), limits=Limits(per_node=1)) as requests:
         await requests.start("/0", "/1", "/2")
         session = requests.session
         await until(lambda: len(server.seen) == 1)
@@ -75,7 +75,7 @@ async def test_one_that_is_cancelled_just_as_its_turn_comes_passes_its_slot_on()
 async def test_those_who_wait_fail_when_all_nodes_leave() -> None:
     async with local(hang) as server:
         source = Memory([server.address])
-        async with crowd(source, name="users", limit_per_node=1) as requests:
+        async with crowd(source, name="users", limits=Limits(per_node=1)) as requests:
             await requests.start("/0", "/1", "/2")
             source.set([])
             for task in requests.tasks[1:]:
@@ -88,7 +88,7 @@ async def test_those_who_wait_fail_when_all_nodes_leave() -> None:
 
 
 async def test_those_who_wait_fail_when_the_session_is_closed() -> None:
-    async with local(hang) as server, crowd(Static([server.address]), limit_per_node=1) as requests:
+    async with local(hang) as server, crowd(Static([server.address]), limits=Limits(per_node=1)) as requests:
         await requests.start("/0", "/1", "/2")
         await requests.session.close()
         for task in requests.tasks:
@@ -102,7 +102,7 @@ async def test_a_second_attempt_does_not_wait_for_a_node_that_has_left() -> None
     """What is left was tried already; it is asked once more rather than nobody."""
     async with local(hang) as full, local(drop) as other:
         source = Memory([full.address, other.address])
-        async with crowd(source, policy=Prefer(full.address), limit_per_node=1) as requests:
+        async with crowd(source, policy=Prefer(full.address), limits=Limits(per_node=1)) as requests:
             await requests.start("/held", "/dropped")
             await until(lambda: waiting(requests.session) == 1 and in_flight(requests.session) == 1)
             other.answer = ok
@@ -114,7 +114,7 @@ async def test_a_second_attempt_does_not_wait_for_a_node_that_has_left() -> None
 async def test_a_second_attempt_without_any_node_tells_of_the_first() -> None:
     async with local(hang) as full, local(drop) as other:
         source = Memory([full.address, other.address])
-        options = {"policy": Prefer(full.address), "limit_per_node": 1, "on_empty": "accept"}
+        options = {"policy": Prefer(full.address), "limits": Limits(per_node=1), "on_empty": "accept"}
         async with crowd(source, **options) as requests:
             await requests.start("/held", "/dropped")
             await until(lambda: waiting(requests.session) == 1 and in_flight(requests.session) == 1)
@@ -140,7 +140,7 @@ async def test_a_policy_that_raises_fails_its_request_only() -> None:
     policy = Moody()
     async with (
         local(gate) as server,
-        crowd(Static([server.address]), policy=policy, limit_per_node=1) as requests,
+        crowd(Static([server.address]), policy=policy, limits=Limits(per_node=1)) as requests,
     ):
         await requests.start("/0", "/1", "/2")
         policy.angry = True
@@ -151,7 +151,7 @@ async def test_a_policy_that_raises_fails_its_request_only() -> None:
 
 async def test_who_has_just_had_a_turn_goes_behind_those_who_wait() -> None:
     """However quick it is with its next request."""
-    async with local() as server, crowd(Static([server.address]), limit_per_node=1) as requests:
+    async with local() as server, crowd(Static([server.address]), limits=Limits(per_node=1)) as requests:
 
         async def greedy() -> None:
             for n in range(3):
@@ -176,7 +176,7 @@ async def test_who_may_take_a_node_that_those_ahead_may_not_is_not_held_up(nodes
     async with local(answer) as good:
         source, policy = Static([good.address, ejected.address]), Prefer(ejected.address)
         async with crowd(
-            source, policy=policy, limit_per_node=2, ejection=Ejection(connect_failures=1)
+            source, policy=policy, limits=Limits(per_node=2), ejection=Ejection(connect_failures=1)
         ) as requests:
             await requests.start("/held", "/dropped", "/1", "/2")
             await ejected.listen()
@@ -194,7 +194,7 @@ async def test_a_probe_that_is_cancelled_just_as_its_turn_comes_is_left_to_the_n
     async with local(hang) as full:
         source, policy = Static([full.address, back.address]), Prefer(back.address)
         ejection = Ejection(connect_failures=1)
-        async with crowd(source, policy=policy, limit_per_node=1, ejection=ejection) as requests:
+        async with crowd(source, policy=policy, limits=Limits(per_node=1), ejection=ejection) as requests:
             await requests.start("/held")
             await until(lambda: paths(full) == ["/held"])
             await requests.start("/cancelled")

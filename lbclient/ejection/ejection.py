@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from lbclient.node import Node
-from lbclient.outcome import Outcome
+from lbclient.outcome import ANSWERS, Outcome
 
 __all__ = ["Ejection"]
 
@@ -38,7 +38,7 @@ class Ejection:
 
     def fails(self, node: Node, outcome: Outcome) -> bool:
         """Count the outcome; True if the node should be out now."""
-        if outcome in (Outcome.SUCCESS, Outcome.ERROR):
+        if outcome in ANSWERS:
             node.connect_failures = 0
         elif outcome is Outcome.CONNECT:
             node.connect_failures += 1
