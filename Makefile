@@ -39,6 +39,7 @@ registries-down: ## stop them and drop their data
 
 bench: $(READY) ## what a balanced request costs beside a bare one, and how fast a change arrives
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/attempt_loop.py
 	$(BIN)/python benchmarks/propagation.py
 
 bench-outages: $(READY) ## how soon an outage of a registry is known and over, some minutes

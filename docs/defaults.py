@@ -26,13 +26,13 @@ SOURCES = (
 )
 ORIGIN = re.compile(rf"\(((?:[\w ]+ )?(?:{SOURCES})\b[^()]*)\)")
 # The same options as in BalancedSession, and what is no choice of a behaviour.
-NO_OPTIONS = {"BalancingMiddleware", "Endpoint", "Snapshot", "Outcome", "Memory"}
+NO_OPTIONS = {"BalancingMiddleware", "Endpoint", "Memory", "Outcome", "Snapshot"}
 # Those for tests, and names.
 NOT_SHOWN = {"rng", "clock", "services", "name"}
 HEAD = """# Defaults
 
-Written by `make docs` from the code. *Own choice* marks a default that comes from no other project; the sentence beside it
-says what it is for. Options that are off by default have no origin.
+Written by `make docs` from the code. *Own choice* marks a default that comes from no other project; the sentence
+beside it says what it is for. Options that are off by default have no origin.
 
 | option | default | origin | what it is |
 |---|---|---|---|
@@ -48,7 +48,7 @@ class Row(NamedTuple):
     meaning: str
 
 
-def shown(value: Any) -> str:
+def shown(value: Any) -> str:  # noqa: PLR0911 - a table of types
     """A default as a reader would write it."""
     if isinstance(value, frozenset | set):
         return ", ".join(sorted(map(str, value)))
