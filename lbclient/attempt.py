@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
+import aiohttp
 from yarl import URL
 
 from lbclient.errors import NodeLeft
@@ -18,20 +20,24 @@ if TYPE_CHECKING:
 
 __all__ = ["Attempt"]
 
+# What aiohttp leaves in a body whose connection broke off, or which is none, or on which nothing came any more.
+_BROKEN = (aiohttp.ClientPayloadError, aiohttp.ClientOSError, aiohttp.ServerTimeoutError)
+
 
 class Attempt:
     """One try at one node, from the pick until the end of the body.
 
     Attributes:
         endpoint: where it went.
-        outcome: what it showed; None while it is under way.
+        outcome: what it showed; None while it is under way. A body that breaks off makes a fault of a success.
         elapsed: seconds until the head of the response, or until the failure.
         picked: why this node, in words.
-        error: what failed, in words; empty after a success.
+        error: what failed, in words, and why it was not tried again if that is not plain; empty after a success.
         sent: whether the request began to be written; sent_at: when, in `time.monotonic()` seconds.
     """
 
     __slots__ = (
+        "_followed",
         "_on_land",
         "_req",
         "conn",
@@ -58,6 +64,7 @@ class Attempt:
         self.sent_at: float | None = None
         self.conn: Connection | None = None
         self._req: ClientRequest | None = None
+        self._followed: tuple[ref[ClientResponse], Callable[[Attempt, Outcome], None]] | None = None
         self.started_at = time.monotonic()
         node.in_flight += 1
         node.group.in_flight += 1
@@ -92,6 +99,12 @@ class Attempt:
         conn.add_callback(self.land)
         return type(req).send(req, conn)
 
+    def follow(self, response: ClientResponse, on_break: Callable[[Attempt, Outcome], None]) -> None:
+        """See the body to its end; `on_break` is called with a fault if it breaks off."""
+        if self.conn is not None:
+            # The nodes know their attempts: a strong reference would keep a response that its owner has lost.
+            self._followed = ref(response), on_break
+
     def land(self) -> None:
         """The connection is free again, or there will be none: the attempt is over. Doing it twice is harmless."""
         node = self.node
@@ -102,6 +115,18 @@ class Attempt:
             self.conn = None
             self._req = None
             self._on_land()
+            if self._followed is not None:
+                self._look_at_body(*self._followed)
+
+    def _look_at_body(self, found: ref[ClientResponse], on_break: Callable[[Attempt, Outcome], None]) -> None:
+        self._followed = None
+        response = found()
+        broken = None if response is None else response.content.exception()
+        # Whoever closes a response before its end leaves another exception there; a node that has left is cut off
+        # in the end by this very client.
+        if isinstance(broken, _BROKEN) and not self.node.left:
+            self.error = f"{type(broken).__name__}: {broken}"
+            on_break(self, Outcome.FAULT)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `elapsed` in seconds."""

@@ -20,7 +20,7 @@ from lbclient.errors import NoEndpoints
 from lbclient.hedging import Hedging
 from lbclient.node import Node
 from lbclient.options import service_host
-from lbclient.outcome import Outcome, classify, classify_answer
+from lbclient.outcome import Outcome, asked, classify, classify_answer
 from lbclient.passage import Passage
 from lbclient.policies import Policy
 from lbclient.probing import Prober, prequal_in
@@ -165,7 +165,7 @@ class Service:
 
     def judge(self, result: ClientResponse | BaseException) -> Outcome:
         """What the end of an attempt shows about its node."""
-        if self.settings.classify is not None and (said := self.settings.classify(result)) is not None:
+        if (said := asked(self.settings.classify, result)) is not None:
             return said
         return classify(result) if isinstance(result, BaseException) else classify_answer(result)
 
@@ -286,6 +286,7 @@ class Service:
             **snapshot,
             "counts": dict(self.watcher.counts),
             **probes,
+            "budget": self.ledger.as_dict(),
             "waiting": sum(not turn.done() for turn, _ in self._queue),
             **self.balancer.as_dict(time.monotonic()),
         }

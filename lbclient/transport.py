@@ -152,14 +152,14 @@ class BalancingMiddleware:
             raise TypeError(f"a key must be a string, not {key!r}")
 
         def keyed(req: ClientRequest, handler: ClientHandlerType) -> Awaitable[ClientResponse]:
-            return Passage(self.pass_on, key, req.session.timeout.total)(req, handler)
+            return Passage(self.pass_on, key)(req, handler)
 
         return keyed
 
     def __call__(self, req: ClientRequest, handler: ClientHandlerType) -> Awaitable[ClientResponse]:
         """Called by aiohttp for each hop of each request."""
-        # What the request itself may have been given as its time-out cannot be seen from here.
-        return Passage(self.pass_on, None, req.session.timeout.total)(req, handler)
+        # What the request itself was given as its time-out cannot be seen from here; a wrong one would do harm.
+        return Passage(self.pass_on)(req, handler)
 
     async def pass_on(self, req: ClientRequest, handler: ClientHandlerType, passage: Passage) -> ClientResponse:
         """Send one hop of a request where it belongs."""

@@ -91,7 +91,6 @@ MODULES = {
     "lbclient.options": "",
     "lbclient.passage": "",
     "lbclient.policies.keys": "",
-    "lbclient.retrying.budget": "",
     "lbclient.retrying.pushback": "",
     "lbclient.retrying.replay": "",
     "lbclient.routing.slow_start": "",
@@ -108,6 +107,7 @@ MODULES = {
     "lbclient.policies.ring": "node",
     "lbclient.policies.table": "node",
     "lbclient.policies.turns": "node",
+    "lbclient.retrying.budget": "options",
     "lbclient.routing.portion": "node",
     "lbclient.routing.priorities": "node",
     "lbclient.routing.warm_up": "node routing.slow_start",
@@ -119,7 +119,7 @@ MODULES = {
     "lbclient.policies.probe_pool": "node policies.loads",
     "lbclient.policies.sampling": "call node options policies.drawing policies.loads",
     "lbclient.policies.smooth": "node policies.turns",
-    "lbclient.retrying.retry": "outcome retrying.budget retrying.replay",
+    "lbclient.retrying.retry": "options outcome retrying.budget retrying.replay",
     "lbclient.routing.announcer": "routing.portion",
     "lbclient.routing.zones": "node routing.portion",
     "lbclient.ejection": "ejection.ejection",
@@ -130,16 +130,17 @@ MODULES = {
     ),
     "lbclient.policies.rotation": "call node options policies.deadlines policies.smooth policies.turns",
     "lbclient.policies.sticky": "call node options policies.keys policies.policy policies.sampling",
-    "lbclient.retrying": "retrying.budget retrying.pushback retrying.replay retrying.retry",
+    "lbclient.retrying.retries": "outcome retrying.budget retrying.retry",
     "lbclient.routing.routing": (
         "node routing.portion routing.priorities routing.subset routing.where routing.zones discovery"
     ),
-    "lbclient.hedging": "attempt hedge retrying",
     "lbclient.policies.maglev": "policies.hashing policies.keys policies.table",
     "lbclient.policies.ring_hash": "policies.hashing policies.keys policies.ring",
+    "lbclient.retrying": "retrying.budget retrying.pushback retrying.replay retrying.retries retrying.retry",
     "lbclient.routing": (
         "routing.announcer routing.portion routing.routing routing.slow_start routing.subset routing.warm_up"
     ),
+    "lbclient.hedging": "attempt hedge retrying",
     "lbclient.policies.names": (
         "policies.least_request policies.loads policies.maglev policies.policy policies.prequal "
         "policies.ring_hash policies.rotation policies.sampling policies.sticky"
