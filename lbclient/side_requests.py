@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
@@ -12,24 +14,38 @@ from yarl import URL
 
 from lbclient.node import Node
 
+if TYPE_CHECKING:
+    from aiohttp.connector import Connection
+
 __all__ = ["SideRequests", "Trip"]
 
 _PLAIN = {"ws": "http", "wss": "https"}
 
 
 class Trip:
-    """What happened to one of them on its way.
+    """How one of them goes its way, and what happened to it there.
 
     Attributes:
-        connected: a connection was made for it; there was none in the pool.
+        keeps_new: a connection that is made for it is kept.
+        keeps_old: one that was there already is kept.
+        connected: a connection was made for it.
         queued: it waits for a place in a pool whose limit is reached, which is no fault of the node.
     """
 
-    __slots__ = ("connected", "queued")
+    __slots__ = ("connected", "keeps_new", "keeps_old", "queued")
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_new: bool = True, keeps_old: bool = True) -> None:
+        self.keeps_new = keeps_new
+        self.keeps_old = keeps_old
         self.connected = False
         self.queued = False
+
+    def send(self, req: ClientRequest, conn: Connection) -> Awaitable[ClientResponse]:
+        """Stand in for `ClientRequest.send`; with the end of the body it is too late to say what is not kept."""
+        keeps = self.keeps_new if self.connected else self.keeps_old
+        if not keeps and conn.protocol is not None:
+            conn.protocol.force_close()
+        return type(req).send(req, conn)
 
 
 class SideRequests:
@@ -87,13 +103,15 @@ class SideRequests:
             path: and a query, perhaps.
             timeout: seconds for all of it, up to the end of the body.
             agent: the `User-Agent`, so that servers can tell it from users' requests.
-            trip: takes down what happens on the way.
+            trip: says what becomes of the connection, and takes down what happens on the way.
         """
         url = self._url(path)
         server_hostname = self._server_hostname
 
         async def aim(req: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
             node.aim(req, url, server_hostname)
+            if trip is not None:
+                setattr(req, "send", partial(trip.send, req))  # noqa: B010 - a method, as far as types are concerned
             return await handler(req)
 
         return self._open().get(

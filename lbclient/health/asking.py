@@ -28,7 +28,9 @@ Finding = tuple[Verdict, str]
 
 async def ask(node: Node, check: HealthCheck, side: SideRequests) -> Finding:
     """Check the node; whatever goes wrong is part of the finding."""
-    trip = Trip()
+    # One that is ejected for failed connections has to show that new ones can be made.
+    old = node.ejected_at is None
+    trip = Trip(keeps_new=old and _lasts(check, side), keeps_old=old)
     try:
         if check.path is None:
             return await _connect(node, check.timeout)
@@ -54,10 +56,7 @@ async def _connect(node: Node, timeout: float) -> Finding:  # noqa: ASYNC109 - a
 async def _request(node: Node, path: str, check: HealthCheck, side: SideRequests, trip: Trip) -> Finding:
     async with side.get(node, path, timeout=check.timeout, agent=AGENT, trip=trip) as response:
         finding = _judge(response, check)
-        whole = await _ends_within(response.content, _MOST)
-        # One that is ejected for failed connections has to show that new ones can be made.
-        of_use = node.ejected_at is None and (not trip.connected or _lasts(check, side))
-        if not whole or not of_use:
+        if not await _ends_within(response.content, _MOST):
             response.close()
     return finding
 

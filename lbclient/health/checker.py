@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 # First checks of nodes that come together are at most so many seconds apart.
 _APART = 0.01
-# Taking in a change costs the balancer time for each node. So those of this many seconds for each node are taken in
-# together, which is some ten times what it costs.
+# Taking in a change costs the balancer time for each node. Those of so many seconds for each node are taken in
+# together: some ten times what it costs.
 _PAUSE_PER_NODE = 1e-5
 # Changes at the same time of which each has a line in the log.
 _LINES = 10
@@ -57,8 +57,8 @@ class Checker:
         rng: the source of jitter.
 
     Attributes:
-        counts: checks `sent`, and how many of them were `ok`, `failed`, `draining`, or `unknown`. Those of nodes that
-            left meanwhile are none of them.
+        counts: checks `sent`, and how many of them were `ok`, `failed`, `draining` or `unknown`. Those of nodes
+            that left meanwhile are none of them.
     """
 
     def __init__(
