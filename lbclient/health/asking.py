@@ -26,11 +26,12 @@ _OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 Finding = tuple[Verdict, str]
 
 
-async def ask(node: Node, check: HealthCheck, side: SideRequests) -> Finding:
-    """Check the node; whatever goes wrong is part of the finding."""
-    # One that is ejected for failed connections has to show that new ones can be made.
-    old = node.ejected_at is None
-    trip = Trip(keeps_new=old and _lasts(check, side), keeps_old=old)
+async def ask(node: Node, check: HealthCheck, side: SideRequests, interval: float) -> Finding:
+    """Check the node, the next time after `interval` seconds; whatever goes wrong is part of the finding."""
+    # One that is ejected for failed connections has to show that new ones can be made. A connection that is gone
+    # before the next check would only take a descriptor until then.
+    inside = node.ejected_at is None
+    trip = Trip(keeps_new=inside and interval * (1 + check.jitter) < side.kept_for, keeps_old=inside)
     try:
         if check.path is None:
             return await _connect(node, check.timeout)
@@ -59,11 +60,6 @@ async def _request(node: Node, path: str, check: HealthCheck, side: SideRequests
         if not await _ends_within(response.content, _MOST):
             response.close()
     return finding
-
-
-def _lasts(check: HealthCheck, side: SideRequests) -> bool:
-    """Whether a connection is still there at the next check; if not, keeping it would only take descriptors."""
-    return check.interval * (1 + check.jitter) < side.kept_for
 
 
 def _judge(response: ClientResponse, check: HealthCheck) -> Finding:

@@ -89,6 +89,11 @@ class Checker:
         self._telling: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
+    @property
+    def interval(self) -> float:
+        """Seconds between two checks of a node, before jitter."""
+        return max(self._check.interval, len(self._targets) / self._check.per_second)
+
     def update(self, nodes: Collection[Node], left: Iterable[Node]) -> None:
         """The nodes of now, and those that have just left; within the swap."""
         self._loop = asyncio.get_running_loop()
@@ -153,7 +158,7 @@ class Checker:
         """Have the targets be due one after the other, from now on, and all within one interval."""
         if not targets or self._loop is None:
             return
-        apart = min(_APART, self._check.interval / len(targets))
+        apart = max(min(_APART, self.interval / len(targets)), 1 / self._check.per_second)
         # In another order than other clients do it at the same time.
         self._rng.shuffle(targets)
         now = self._loop.time()
@@ -187,7 +192,7 @@ class Checker:
 
     async def _run(self, target: Target) -> None:
         started_at = time.monotonic()
-        verdict, why = await ask(target.node, self._check, self._side)
+        verdict, why = await ask(target.node, self._check, self._side, self.interval)
         if not target.gone:
             self._learn(target, verdict, why, started_at)
 
@@ -197,7 +202,7 @@ class Checker:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s: checking %s went wrong", self.name, target.node.address, exc_info=error)
         if not target.gone and self._loop is not None:
-            interval = self._check.interval * (1 + self._check.jitter * self._rng.uniform(-1, 1))
+            interval = self.interval * (1 + self._check.jitter * self._rng.uniform(-1, 1))
             due = max(started + interval, self._loop.time())
             heapq.heappush(self._due, (due, next(self._numbers), target))
         if self._timer is None or (self._due and self._due[0][0] < self._timer.when()):

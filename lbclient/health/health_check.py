@@ -35,6 +35,8 @@ class HealthCheck:
         healthy_threshold: successful ones in a row after which it gets them again. They also end an ejection for
             failed connections early, if they came after it; one for failing answers they do not.
         at_once: checks of a service under way at the same time.
+        per_second: checks of a service in a second. With more than `interval` times as many nodes the interval is
+            longer: a check costs about as much CPU as a request, so 10 000 nodes every 5 s would take a whole core.
         mandatory: a new node gets no requests before its first successful check; that one suffices. So with those
             that are there from the beginning, but as long as none of them is known to be well all are used.
         draining_header: a header with which any answer of a node, to checks and requests alike, says that it is
@@ -53,6 +55,7 @@ class HealthCheck:
     unhealthy_threshold: int = 3
     healthy_threshold: int = 2
     at_once: int = 100
+    per_second: float = 200.0
     mandatory: bool = False
     draining_header: str | None = None
 
@@ -60,7 +63,7 @@ class HealthCheck:
         if self.path is not None:
             url_path("path", self.path)
         object.__setattr__(self, "statuses", _checked(self.statuses))
-        for option in ("interval", "timeout"):
+        for option in ("interval", "timeout", "per_second"):
             above_zero(option, getattr(self, option))
             finite(option, getattr(self, option))
         within("jitter", self.jitter, 0, 1)

@@ -147,7 +147,7 @@ def test_the_interval_counts_from_the_beginning_of_a_check_and_there_is_one_at_a
 
 
 def test_first_checks_of_many_are_spread_over_the_interval_and_those_of_few_are_not(play: Play) -> None:
-    world = World(2003, interval=5)
+    world = World(2003, interval=5, per_second=1000)
 
     async def script() -> None:
         world.set(*range(2000))
@@ -175,6 +175,25 @@ def test_no_more_than_at_once_are_under_way_and_who_waits_longest_is_next(play: 
         assert len(order) == 75
         assert order[:10] == order[10:20] == order[20:30] == order[30:40]
         assert set(order[:10]) == set(world.addresses)
+
+    play(world, script())
+
+
+def test_with_very_many_nodes_the_interval_is_longer(play: Play) -> None:
+    world = World(1000, interval=5, per_second=50)
+
+    async def script() -> None:
+        world.set(*range(1000))
+        await asyncio.sleep(59.9999)
+        assert len(world.asked) == 3000
+        assert {len(world.times(number)) for number in range(0, 1000, 100)} == {3}
+        for second in range(60):
+            assert 49 <= sum(second <= at < second + 1 for at, _ in world.asked) <= 100
+        world.set(*range(10))
+        await asyncio.sleep(20)
+        before = len(world.asked)
+        await asyncio.sleep(50)
+        assert len(world.asked) - before == 100
 
     play(world, script())
 
@@ -375,7 +394,7 @@ def test_a_closed_pool_stops_the_checks_until_there_is_another(play: Play) -> No
 
 
 def test_many_changes_are_taken_in_together(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(10_000, interval=5, unhealthy_threshold=1, at_once=10_000)
+    world = World(10_000, interval=5, unhealthy_threshold=1, at_once=10_000, per_second=10_000)
     world.answer = lambda node: FAILED if node.address != world.addresses[0] else OK
     made = 0
     regroup = world.balancer._regroup

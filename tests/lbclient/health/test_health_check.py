@@ -38,6 +38,7 @@ from lbclient import HealthCheck
         ("unhealthy_threshold", True),
         ("healthy_threshold", 0),
         ("at_once", 0),
+        ("per_second", 0),
         ("draining_header", "X Draining"),
         ("draining_header", ""),
     ],
