@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from aiohttp import ClientRequest, ClientResponse
+from aiohttp import ClientRequest, ClientResponse, ClientSession
+from yarl import URL
 
 from discovery import Endpoint, Snapshot, Source, Watcher, open_source
 from lbclient.attempt import Attempt
 from lbclient.balancer import Balancer
 from lbclient.call import Call
 from lbclient.errors import NoEndpoints
+from lbclient.health.checker import Checker
 from lbclient.hedging import Hedging
 from lbclient.node import Node
 from lbclient.options import service_host
@@ -27,6 +29,7 @@ from lbclient.probing import Prober, prequal_in
 from lbclient.retrying import Ledger
 from lbclient.route import Route
 from lbclient.settings import Settings
+from lbclient.side_requests import SideRequests
 
 __all__ = ["Service"]
 
@@ -70,7 +73,8 @@ class Service:
     ) -> None:
         self.name = name
         self.settings = settings
-        prober = Prober(service_host(name))
+        self._side = SideRequests(service_host(name))
+        prober = Prober(self._side)
         self.balancer = balancer = Balancer(
             name,
             partial(prober.equip, new_policy),
@@ -91,6 +95,11 @@ class Service:
         self._wait = wait_for_endpoints
         self._on_left = on_left
         self._prober = prober if prequal_in(balancer.policy) is not None else None
+        check = settings.health_check
+        self._checker = (
+            None if check is None else Checker(name, check, balancer, self._side, self._on_health_change)
+        )
+        self._imitates = self._prober is not None or self._checker is not None
         self._unsubscribe: Callable[[], None] | None = None
         self._queue: deque[tuple[asyncio.Future[Attempt], Call]] = deque()
         self._serving = False
@@ -98,10 +107,19 @@ class Service:
         self._policy_name = type(balancer.policy).__name__
         self._key: Key | None = getattr(balancer.policy, "key", None)
         self._session: Key | None = getattr(balancer.policy, "session", None)
-        self._answered = hasattr(balancer.policy, "answered")
+        self._draining_header = None if check is None else check.draining_header
+        # Whether anybody wants to see the heads of answers.
+        self._watches = hasattr(balancer.policy, "answered")
+        self._answered = self._watches or self._draining_header is not None
 
     def __repr__(self) -> str:
         return f"<Service {self.name}: {self.watcher.snapshot}>"
+
+    def adopt(self, session: ClientSession, base_url: URL | None) -> None:
+        """The session through which its requests will come."""
+        if self._checker is not None:
+            self._side.adopt(session, base_url)
+            self._checker.resume()
 
     def follow(self) -> None:
         """Start to follow the registry; doing it twice is harmless."""
@@ -119,6 +137,9 @@ class Service:
             await self.watcher.stop()
         if self._prober is not None:
             await self._prober.close()
+        if self._checker is not None:
+            await self._checker.close()
+        await self._side.close()
         if self.hedging is not None:
             await self.hedging.close()
         waiting, self._queue = self._queue, deque()
@@ -137,14 +158,21 @@ class Service:
                 self._on_left(left)
                 if self._prober is not None:
                     self._prober.forget(left)
+            if self._checker is not None:
+                self._checker.update(self.balancer.nodes.values(), left)
             self.released()
 
     def _let_go(self) -> None:
         """Hold no endpoint that vanished from the registry and whose server fails as well."""
         nodes = self.balancer.nodes
-        gone = [a for a in self.watcher.snapshot.held if a in nodes and nodes[a].ejected_at is not None]
+        held = (nodes[a] for a in self.watcher.snapshot.held if a in nodes)
+        gone = [node.address for node in held if node.ejected_at is not None or not node.healthy]
         if gone:
             self.watcher.let_go(gone)
+
+    def _on_health_change(self) -> None:
+        self._let_go()
+        self.released()  # a node that is back has room
 
     def enter(self, req: ClientRequest, passage: Passage) -> Call:
         """Take in a request; returns what the balancer may know of it.
@@ -152,8 +180,10 @@ class Service:
         Raises:
             TypeError: for a key that is no string.
         """
-        if self._prober is not None:
-            self._prober.imitate(req)
+        if self._imitates:
+            self._side.imitate(req)
+            if self._checker is not None:
+                self._checker.resume()
         key = passage.key
         if key is None and self._key is not None:
             key = self._key(req)
@@ -243,8 +273,12 @@ class Service:
                 self._queue.append((turn, call))
 
     def answered(self, attempt: Attempt, response: ClientResponse, call: Call) -> None:
-        """Show the head of an answer to a policy that wants to see it."""
-        if self._answered and isinstance(attempt.node.group, Route):
+        """Show the head of an answer to those who want to see it."""
+        if not self._answered:
+            return
+        if self._checker is not None and self._draining_header and self._draining_header in response.headers:
+            self._checker.draining(attempt.node)
+        if self._watches and isinstance(attempt.node.group, Route):
             policy: Any = attempt.node.group.policy
             call.now = attempt.started_at + attempt.elapsed
             policy.answered(attempt.node, response, call)
@@ -281,7 +315,7 @@ class Service:
         snapshot = self.watcher.snapshot.as_dict()
         del snapshot["endpoints"]
         probes = {} if self._prober is None else {"probes": dict(self._prober.counts)}
-        return {
+        state = {
             "source": repr(self.watcher.source),
             **snapshot,
             "counts": dict(self.watcher.counts),
@@ -290,3 +324,6 @@ class Service:
             "waiting": sum(not turn.done() for turn, _ in self._queue),
             **self.balancer.as_dict(time.monotonic()),
         }
+        if self._checker is not None:
+            self._checker.describe_in(state)
+        return state

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
 from aiohttp import ClientTimeout
+from yarl import URL
 
 from discovery import Cache, Endpoint, OnEmpty, Snapshot, Source, Watcher, service_name
 from lbclient.ejection import Ejection
@@ -148,6 +149,8 @@ class BalancedSession:
         self.client_session = aiohttp.ClientSession(
             timeout=self._timeout, middlewares=(*middlewares, self._balancing), **session_options
         )
+        base_url = session_options.get("base_url")
+        self._balancing.adopt(self.client_session, None if base_url is None else URL(base_url))
         if hasattr(self.client_session, "_retry_connection"):
             # aiohttp would send requests once more by itself, behind the back of the attempt loop.
             self.client_session._retry_connection = False  # noqa: SLF001 - there is no public switch (aiohttp#10790)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
+from yarl import URL
 
 from discovery import Cache, Endpoint, OnEmpty, Snapshot, Source, Watcher
 from lbclient.drain import Drain
@@ -105,6 +107,18 @@ class BalancingMiddleware:
         if len(self._services) < len(services):
             raise ValueError(f"service names differ in more than case, unlike {', '.join(services)}")
 
+    def adopt(self, session: aiohttp.ClientSession, base_url: URL | None = None) -> None:
+        """The session through which requests will come: health checks use its connections before the first one.
+
+        Without it they begin with the first request. A `BalancedSession` does this by itself.
+
+        Args:
+            session: that has this as a middleware.
+            base_url: of its requests, for the scheme.
+        """
+        for service in self._services.values():
+            service.adopt(session, base_url)
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -138,9 +152,13 @@ class BalancingMiddleware:
 
     def describe(self) -> dict[str, Any]:
         """The whole live state as plain data for JSON; times in seconds."""
+        now = time.monotonic()
         return {
             "services": {name: service.as_dict() for name, service in self._services.items()},
-            "draining": [{"address": node.address, "in_flight": node.in_flight} for node in self._drain.nodes],
+            "draining": [
+                {"address": node.address, "in_flight": node.in_flight, "oldest": node.oldest(now)}
+                for node in self._drain.nodes
+            ],
         }
 
     def keyed(self, key: str) -> aiohttp.ClientMiddlewareType:

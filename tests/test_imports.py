@@ -82,7 +82,6 @@ MODULES = {
     ),
     "discovery.registrar": "registrar.registrar",
     "lbclient.errors": "",
-    "lbclient.health.health_check": "",
     "lbclient.hedge": "",
     "lbclient.limits.limits": "",
     "lbclient.limits.throttle": "",
@@ -98,7 +97,7 @@ MODULES = {
     "lbclient.routing.where": "discovery",
     "lbclient.call": "node",
     "lbclient.drain": "node",
-    "lbclient.health": "health.health_check",
+    "lbclient.health.health_check": "options",
     "lbclient.limits": "limits.limits limits.throttle",
     "lbclient.load_reporter": "load_report options",
     "lbclient.outcome": "errors",
@@ -111,8 +110,11 @@ MODULES = {
     "lbclient.routing.portion": "node",
     "lbclient.routing.priorities": "node",
     "lbclient.routing.warm_up": "node routing.slow_start",
+    "lbclient.side_requests": "node",
     "lbclient.attempt": "errors node outcome",
     "lbclient.ejection.ejection": "node outcome",
+    "lbclient.health": "health.health_check",
+    "lbclient.health.state": "health.health_check",
     "lbclient.policies.bounded_load": "call node",
     "lbclient.policies.deadlines": "node policies.turns",
     "lbclient.policies.policy": "call node",
@@ -123,6 +125,8 @@ MODULES = {
     "lbclient.routing.announcer": "routing.portion",
     "lbclient.routing.zones": "node routing.portion",
     "lbclient.ejection": "ejection.ejection",
+    "lbclient.health.asking": "health.health_check health.state node outcome side_requests",
+    "lbclient.health.target": "health.health_check health.state node",
     "lbclient.policies.hashing": "call node options policies.bounded_load policies.keys",
     "lbclient.policies.least_request": "call node options policies.loads policies.smooth policies.turns",
     "lbclient.policies.prequal": (
@@ -134,6 +138,7 @@ MODULES = {
     "lbclient.routing.routing": (
         "node routing.portion routing.priorities routing.subset routing.where routing.zones discovery"
     ),
+    "lbclient.health.checker": "health.asking health.health_check health.state health.target node side_requests",
     "lbclient.policies.maglev": "policies.hashing policies.keys policies.table",
     "lbclient.policies.ring_hash": "policies.hashing policies.keys policies.ring",
     "lbclient.retrying": "retrying.budget retrying.pushback retrying.replay retrying.retries retrying.retry",
@@ -151,12 +156,12 @@ MODULES = {
         "policies.policy policies.prequal policies.ring_hash policies.rotation policies.sampling "
         "policies.sticky"
     ),
-    "lbclient.probing": "load_report node policies",
+    "lbclient.probing": "load_report node policies side_requests",
     "lbclient.route": "node policies routing",
     "lbclient.balancer": "attempt call ejection node outcome policies route routing discovery",
     "lbclient.service": (
-        "attempt balancer call errors hedging node options outcome passage policies probing retrying "
-        "route settings discovery"
+        "attempt balancer call errors health.checker hedging node options outcome passage policies "
+        "probing retrying route settings side_requests discovery"
     ),
     "lbclient.exchange": "attempt errors outcome passage retrying service",
     "lbclient.transport": (
