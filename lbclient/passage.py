@@ -22,15 +22,17 @@ class Passage:
 
     Attributes:
         deadline: `time.monotonic()` seconds at which the whole request ends; None if it never does.
+        begun: whether a hop of it was sent to a service.
     """
 
-    __slots__ = ("_pass_on", "deadline", "key", "total")
+    __slots__ = ("_pass_on", "begun", "deadline", "key", "total")
 
     def __init__(self, pass_on: _PassOn, key: str | None = None, total: float | None = None) -> None:
         self._pass_on = pass_on
         self.key = key
         self.total = total
         self.deadline: float | None = None
+        self.begun = False
 
     def __call__(self, req: ClientRequest, handler: ClientHandlerType) -> Awaitable[ClientResponse]:
         """Called by aiohttp for each hop."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -16,14 +16,18 @@ from discovery import Endpoint, Snapshot, Source, Watcher, open_source
 from lbclient.attempt import Attempt
 from lbclient.balancer import Balancer
 from lbclient.call import Call
-from lbclient.errors import NoEndpoints
+from lbclient.errors import LimitReached, NoEndpoints
 from lbclient.hedging import Hedging
+from lbclient.limits.lifetimes import Lifetimes
+from lbclient.limits.queue import Queue
+from lbclient.limits.throttle import Meter
 from lbclient.node import Node
 from lbclient.options import service_host
 from lbclient.outcome import Outcome, classify, classify_answer
 from lbclient.passage import Passage
 from lbclient.policies import Policy
 from lbclient.probing import Prober, prequal_in
+from lbclient.refusals import closed, limit_reached, no_endpoints, throttled
 from lbclient.retrying import Ledger
 from lbclient.route import Route
 from lbclient.settings import Settings
@@ -55,6 +59,9 @@ class Service:
         ledger: the retries and hedges there may be.
         hedging: races attempts; None if they are not hedged.
         rng: where the pauses between attempts are drawn from.
+        in_flight: attempts under way at all nodes, until the end of the response's body.
+        on_land: called when one of them has ended.
+        queue: where requests wait for a slot.
     """
 
     def __init__(
@@ -81,7 +88,16 @@ class Service:
         )
         self.ledger = Ledger(settings.retry.budget)
         self.hedging = None if settings.hedge is None else Hedging(settings.hedge, settings.retry)
-        self.rng = random.Random()
+        self.rng = rng = random.Random()
+        self.in_flight = 0
+        self.on_land: Callable[[], None] | None = None
+        limits = settings.limits
+        self._most = limits.per_service or math.inf
+        self.queue = Queue(limits, self._begin_waiting, self._give_back, self._limit_reached)
+        self._meter = None if settings.throttle is None else Meter(settings.throttle, rng.random)
+        mortal = limits.connection_age is not None or limits.connection_requests is not None
+        self._new_attempt = Lifetimes(limits, rng.random).attempt if mortal else Attempt
+        self._closed = False
         self._shared = isinstance(origin, Watcher)
         if isinstance(origin, Watcher):
             self.watcher = origin
@@ -92,13 +108,13 @@ class Service:
         self._on_left = on_left
         self._prober = prober if prequal_in(balancer.policy) is not None else None
         self._unsubscribe: Callable[[], None] | None = None
-        self._queue: deque[tuple[asyncio.Future[Attempt], Call]] = deque()
-        self._serving = False
         self._known: tuple[Endpoint, ...] | None = None
         self._policy_name = type(balancer.policy).__name__
         self._key: Key | None = getattr(balancer.policy, "key", None)
         self._session: Key | None = getattr(balancer.policy, "session", None)
         self._answered = hasattr(balancer.policy, "answered")
+        parts: dict[str, Any] = {"throttle": self._meter, "retries": self.ledger, "hedges": self.hedging}
+        self._tellers = {name: part.as_dict for name, part in parts.items() if hasattr(part, "as_dict")}
 
     def __repr__(self) -> str:
         return f"<Service {self.name}: {self.watcher.snapshot}>"
@@ -111,7 +127,9 @@ class Service:
             self.watcher.start()
 
     async def close(self) -> None:
-        """Stop to follow; whoever waits fails with `NoEndpoints`."""
+        """Stop to follow; whoever waits fails with `SessionClosing`, or `NoEndpoints` if there are none yet."""
+        self._closed = True
+        self.queue.close(partial(closed, self.name))
         if self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None
@@ -121,10 +139,11 @@ class Service:
             await self._prober.close()
         if self.hedging is not None:
             await self.hedging.close()
-        waiting, self._queue = self._queue, deque()
-        for turn, call in waiting:
-            if not turn.done():
-                turn.set_exception(self.no_endpoints(call))
+
+    def refuse(self) -> None:
+        """Begin no attempt any more."""
+        # No number of attempts is below it: the path of each request needs no comparison of its own.
+        self._most = -1.0
 
     def _on_snapshot(self, snapshot: Snapshot) -> None:
         if snapshot.held:
@@ -137,7 +156,7 @@ class Service:
                 self._on_left(left)
                 if self._prober is not None:
                     self._prober.forget(left)
-            self.released()
+            self.queue.wake()
 
     def _let_go(self) -> None:
         """Hold no endpoint that vanished from the registry and whose server fails as well."""
@@ -151,6 +170,7 @@ class Service:
 
         Raises:
             TypeError: for a key that is no string.
+            Throttled: if the servers refuse too much.
         """
         if self._prober is not None:
             self._prober.imitate(req)
@@ -160,6 +180,8 @@ class Service:
         if key is not None and not isinstance(key, str):
             raise TypeError(f"key must be a string, or a function that returns one or None, not {key!r}")
         call = Call(key, time.monotonic(), None if self._session is None else self._session(req))
+        if self._meter is not None and self._meter.refuses(call.now):
+            raise throttled(self.name, self._meter)
         self.ledger.deposit(call.now)
         return call
 
@@ -171,39 +193,38 @@ class Service:
 
     def begin(self, call: Call) -> Attempt | None:
         """Begin an attempt at a node that was not tried yet; None if something has to be waited for."""
-        if self._queue or not self.balancer.nodes:
+        if self.queue.waiting or self.in_flight >= self._most or not self.balancer.nodes:
             return None
         return self._begin(call)
 
     def _begin(self, call: Call) -> Attempt | None:
-        if not self.balancer.nodes:
-            raise self.no_endpoints(call)
         call.now = time.monotonic()
         node = self.balancer.pick(call)
-        return None if node is None else Attempt(node, self._reason(node, call), self.released)
+        if node is None:
+            return None
+        self.in_flight += 1
+        return self._new_attempt(node, self._reason(node, call), self._landed)
+
+    def _begin_waiting(self, call: Call) -> Attempt | None:
+        if not self.balancer.nodes:
+            raise self._no_endpoints(call)
+        return None if self.in_flight >= self._most else self._begin(call)
 
     async def wait_and_begin(self, call: Call) -> Attempt:
         """Wait for the first snapshot and for a free slot, then begin an attempt.
 
         Raises:
             NoEndpoints: if there is none.
+            LimitReached: if no slot comes free in time, or too many requests wait for one.
+            SessionClosing: if the service was closed.
         """
-        if not self.balancer.nodes:
+        if not self.balancer.nodes and not self._closed:
             await self._first_snapshot(call)
             if (attempt := self.begin(call)) is not None:
                 return attempt
-        turn: asyncio.Future[Attempt] = asyncio.get_running_loop().create_future()
-        self._queue.append((turn, call))
-        # Those ahead may all wait for nodes that they did not try yet, and this one would take another.
-        self.released()
-        try:
-            return await turn
-        except BaseException:
-            if not turn.cancel() and not turn.cancelled() and turn.exception() is None:
-                # It was cancelled just as its turn had come.
-                turn.result().land()
-                self.observe(turn.result(), Outcome.OURS)
-            raise
+        if self._closed:
+            raise closed(self.name)
+        return await self.queue.wait(call)
 
     def observe(self, attempt: Attempt, outcome: Outcome) -> None:
         """Record what the attempt showed, up to now."""
@@ -213,34 +234,22 @@ class Service:
         self.balancer.observe(attempt, outcome, now)
         if attempt.node.ejected_at is not None and attempt.node.address in self.watcher.snapshot.held:
             self._let_go()
-        if self._queue:
-            self.released()  # a node that is back has room
+        if self._meter is not None:
+            self._meter.observe(outcome, now)
+        if self.queue.waiting:
+            self.queue.wake()  # a node that is back has room
 
-    def released(self) -> None:
-        """There may be room for those who wait."""
-        # Later, since the attempt that ended here and now is still to be observed.
-        if self._queue and not self._serving:
-            self._serving = True
-            asyncio.get_running_loop().call_soon(self._serve)
+    def _landed(self) -> None:
+        """An attempt is over."""
+        self.in_flight -= 1
+        if self.queue.waiting:
+            self.queue.wake()
+        if self.on_land is not None:
+            self.on_land()
 
-    def _serve(self) -> None:
-        """Begin an attempt for each who waits and whom there is room for; who waits longest is first."""
-        self._serving = False
-        waiting, self._queue = self._queue, deque()
-        full = False
-        for turn, call in waiting:
-            if turn.done():
-                continue
-            try:
-                attempt = None if full and not call.tried else self._begin(call)
-            except Exception as error:  # noqa: BLE001 - whatever a policy raises, those behind are still to be served
-                turn.set_exception(error)
-                continue
-            if attempt is not None:
-                turn.set_result(attempt)
-            else:
-                full = full or not call.tried
-                self._queue.append((turn, call))
+    def _give_back(self, attempt: Attempt) -> None:
+        attempt.land()
+        self.observe(attempt, Outcome.OURS)
 
     def answered(self, attempt: Attempt, response: ClientResponse, call: Call) -> None:
         """Show the head of an answer to a policy that wants to see it."""
@@ -261,20 +270,15 @@ class Service:
             try:
                 await self.watcher.ready(self._wait)
             except (TimeoutError, RuntimeError):
-                raise self.no_endpoints(call) from None
+                raise self._no_endpoints(call) from None
         if not self.balancer.nodes:
-            raise self.no_endpoints(call)
+            raise self._no_endpoints(call)
 
-    def no_endpoints(self, call: Call) -> NoEndpoints:
-        """The error that says what is known."""
-        snapshot = self.watcher.snapshot
-        healthy = sum(not node.out for node in self.balancer.nodes.values())
-        waited = f" after waiting {self._wait:g} s" if snapshot.version == 0 else ""
-        return NoEndpoints(
-            f"service {self.name!r} has no endpoint{waited}: {len(snapshot.endpoints)} known, "
-            f"{len(self.balancer.nodes)} matching, {healthy} healthy, {len(call.tried)} tried; "
-            f"discovery ({self.watcher.source!r}): {snapshot}"
-        )
+    def _no_endpoints(self, call: Call) -> NoEndpoints:
+        return no_endpoints(self.name, self.watcher, self.balancer, tried=len(call.tried), wait=self._wait)
+
+    def _limit_reached(self, why: str) -> LimitReached:
+        return limit_reached(self.name, why, self.settings.limits, self.balancer, in_flight=self.in_flight)
 
     def as_dict(self) -> dict[str, Any]:
         """The live state as plain data."""
@@ -286,6 +290,8 @@ class Service:
             **snapshot,
             "counts": dict(self.watcher.counts),
             **probes,
-            "waiting": sum(not turn.done() for turn, _ in self._queue),
+            "in_flight": self.in_flight,
+            **self.queue.as_dict(),
+            **{name: told() for name, told in self._tellers.items()},
             **self.balancer.as_dict(time.monotonic()),
         }

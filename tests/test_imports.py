@@ -84,8 +84,6 @@ MODULES = {
     "lbclient.errors": "",
     "lbclient.health.health_check": "",
     "lbclient.hedge": "",
-    "lbclient.limits.limits": "",
-    "lbclient.limits.throttle": "",
     "lbclient.load_report": "",
     "lbclient.node": "discovery",
     "lbclient.options": "",
@@ -98,9 +96,8 @@ MODULES = {
     "lbclient.routing.subset": "discovery",
     "lbclient.routing.where": "discovery",
     "lbclient.call": "node",
-    "lbclient.drain": "node",
     "lbclient.health": "health.health_check",
-    "lbclient.limits": "limits.limits limits.throttle",
+    "lbclient.limits.limits": "options",
     "lbclient.load_reporter": "load_report options",
     "lbclient.outcome": "errors",
     "lbclient.policies.drawing": "node",
@@ -113,6 +110,7 @@ MODULES = {
     "lbclient.routing.warm_up": "node routing.slow_start",
     "lbclient.attempt": "errors node outcome",
     "lbclient.ejection.ejection": "node outcome",
+    "lbclient.limits.throttle": "options outcome",
     "lbclient.policies.bounded_load": "call node",
     "lbclient.policies.deadlines": "node policies.turns",
     "lbclient.policies.policy": "call node",
@@ -122,7 +120,11 @@ MODULES = {
     "lbclient.retrying.retry": "outcome retrying.budget retrying.replay",
     "lbclient.routing.announcer": "routing.portion",
     "lbclient.routing.zones": "node routing.portion",
+    "lbclient.drain": "attempt errors node",
     "lbclient.ejection": "ejection.ejection",
+    "lbclient.limits": "limits.limits limits.throttle",
+    "lbclient.limits.lifetimes": "attempt limits.limits node",
+    "lbclient.limits.queue": "attempt call limits.limits",
     "lbclient.policies.hashing": "call node options policies.bounded_load policies.keys",
     "lbclient.policies.least_request": "call node options policies.loads policies.smooth policies.turns",
     "lbclient.policies.prequal": (
@@ -153,18 +155,20 @@ MODULES = {
     "lbclient.probing": "load_report node policies",
     "lbclient.route": "node policies routing",
     "lbclient.balancer": "attempt call ejection node outcome policies route routing discovery",
+    "lbclient.refusals": "balancer errors limits.limits limits.throttle discovery",
     "lbclient.service": (
-        "attempt balancer call errors hedging node options outcome passage policies probing retrying "
-        "route settings discovery"
+        "attempt balancer call errors hedging limits.lifetimes limits.queue limits.throttle node "
+        "options outcome passage policies probing refusals retrying route settings discovery"
     ),
     "lbclient.exchange": "attempt errors outcome passage retrying service",
     "lbclient.transport": (
-        "drain ejection exchange health hedge limits options outcome passage policies retrying routing "
-        "service settings discovery"
+        "drain ejection errors exchange health hedge limits options outcome passage policies retrying "
+        "routing service settings discovery"
     ),
+    "lbclient.websocket": "exchange",
     "lbclient.session": (
-        "ejection health hedge limits options outcome passage policies retrying routing settings "
-        "transport discovery"
+        "ejection errors health hedge limits options outcome passage policies retrying routing settings "
+        "transport websocket discovery"
     ),
 }
 
