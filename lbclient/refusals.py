@@ -22,7 +22,7 @@ def no_endpoints(name: str, watcher: Watcher, balancer: Balancer, *, tried: int,
     )
 
 
-def limit_reached(name: str, why: str, limits: Limits, balancer: Balancer, *, in_flight: int) -> LimitReached:
+def limit_reached(name: str, limits: Limits, balancer: Balancer, why: str, in_flight: int) -> LimitReached:
     """No slot is free, and none may be waited for."""
     return LimitReached(
         f"service {name!r}: {why}; {in_flight} attempts are in flight, with per_node={limits.per_node} at "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import time
 from collections.abc import Callable, Iterable
@@ -16,10 +15,10 @@ from discovery import Endpoint, Snapshot, Source, Watcher, open_source
 from lbclient.attempt import Attempt
 from lbclient.balancer import Balancer
 from lbclient.call import Call
-from lbclient.errors import LimitReached, NoEndpoints
+from lbclient.errors import NoEndpoints
 from lbclient.hedging import Hedging
-from lbclient.limits.lifetimes import Lifetimes
-from lbclient.limits.queue import Queue
+from lbclient.limits.lifetimes import attempts_within
+from lbclient.limits.slots import Slots
 from lbclient.limits.throttle import Meter
 from lbclient.node import Node
 from lbclient.options import service_host
@@ -59,9 +58,7 @@ class Service:
         ledger: the retries and hedges there may be.
         hedging: races attempts; None if they are not hedged.
         rng: where the pauses between attempts are drawn from.
-        in_flight: attempts under way at all nodes, until the end of the response's body.
-        on_land: called when one of them has ended.
-        queue: where requests wait for a slot.
+        slots: the attempts under way, and the requests that wait.
     """
 
     def __init__(
@@ -89,15 +86,11 @@ class Service:
         self.ledger = Ledger(settings.retry.budget)
         self.hedging = None if settings.hedge is None else Hedging(settings.hedge, settings.retry)
         self.rng = rng = random.Random()
-        self.in_flight = 0
-        self.on_land: Callable[[], None] | None = None
         limits = settings.limits
-        self._most = limits.per_service or math.inf
-        self.queue = Queue(limits, self._begin_waiting, self._give_back, self._limit_reached)
+        reached = partial(limit_reached, name, limits, balancer)
+        self.slots = Slots(limits, self._begin_waiting, self._give_back, reached)
+        self._new_attempt = attempts_within(limits, rng.random)
         self._meter = None if settings.throttle is None else Meter(settings.throttle, rng.random)
-        mortal = limits.connection_age is not None or limits.connection_requests is not None
-        self._new_attempt = Lifetimes(limits, rng.random).attempt if mortal else Attempt
-        self._closed = False
         self._shared = isinstance(origin, Watcher)
         if isinstance(origin, Watcher):
             self.watcher = origin
@@ -105,6 +98,8 @@ class Service:
             source = open_source(origin) if isinstance(origin, str) else origin
             self.watcher = Watcher(source, name=name, **watching)
         self._wait = wait_for_endpoints
+        # Deadlines of those who wait for the first snapshot.
+        self._deadlines: set[asyncio.Timeout] = set()
         self._on_left = on_left
         self._prober = prober if prequal_in(balancer.policy) is not None else None
         self._unsubscribe: Callable[[], None] | None = None
@@ -128,22 +123,20 @@ class Service:
 
     async def close(self) -> None:
         """Stop to follow; whoever waits fails with `SessionClosing`, or `NoEndpoints` if there are none yet."""
-        self._closed = True
-        self.queue.close(partial(closed, self.name))
+        self.slots.close(partial(closed, self.name))
         if self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None
-        if not self._shared:
+        if self._shared:
+            # It goes on without us, and they may wait for it in vain for long.
+            for deadline in self._deadlines:
+                deadline.reschedule(0.0)
+        else:
             await self.watcher.stop()
         if self._prober is not None:
             await self._prober.close()
         if self.hedging is not None:
             await self.hedging.close()
-
-    def refuse(self) -> None:
-        """Begin no attempt any more."""
-        # No number of attempts is below it: the path of each request needs no comparison of its own.
-        self._most = -1.0
 
     def _on_snapshot(self, snapshot: Snapshot) -> None:
         if snapshot.held:
@@ -156,7 +149,7 @@ class Service:
                 self._on_left(left)
                 if self._prober is not None:
                     self._prober.forget(left)
-            self.queue.wake()
+            self.slots.wake()
 
     def _let_go(self) -> None:
         """Hold no endpoint that vanished from the registry and whose server fails as well."""
@@ -193,7 +186,8 @@ class Service:
 
     def begin(self, call: Call) -> Attempt | None:
         """Begin an attempt at a node that was not tried yet; None if something has to be waited for."""
-        if self.queue.waiting or self.in_flight >= self._most or not self.balancer.nodes:
+        slots = self.slots
+        if slots.waiting or slots.in_flight >= slots.most or not self.balancer.nodes:
             return None
         return self._begin(call)
 
@@ -202,13 +196,13 @@ class Service:
         node = self.balancer.pick(call)
         if node is None:
             return None
-        self.in_flight += 1
-        return self._new_attempt(node, self._reason(node, call), self._landed)
+        self.slots.in_flight += 1
+        return self._new_attempt(node, self._reason(node, call), self.slots.free)
 
     def _begin_waiting(self, call: Call) -> Attempt | None:
         if not self.balancer.nodes:
             raise self._no_endpoints(call)
-        return None if self.in_flight >= self._most else self._begin(call)
+        return self._begin(call)
 
     async def wait_and_begin(self, call: Call) -> Attempt:
         """Wait for the first snapshot and for a free slot, then begin an attempt.
@@ -218,13 +212,11 @@ class Service:
             LimitReached: if no slot comes free in time, or too many requests wait for one.
             SessionClosing: if the service was closed.
         """
-        if not self.balancer.nodes and not self._closed:
+        if not self.balancer.nodes and self.slots.closed is None:
             await self._first_snapshot(call)
             if (attempt := self.begin(call)) is not None:
                 return attempt
-        if self._closed:
-            raise closed(self.name)
-        return await self.queue.wait(call)
+        return await self.slots.wait(call)
 
     def observe(self, attempt: Attempt, outcome: Outcome) -> None:
         """Record what the attempt showed, up to now."""
@@ -236,16 +228,8 @@ class Service:
             self._let_go()
         if self._meter is not None:
             self._meter.observe(outcome, now)
-        if self.queue.waiting:
-            self.queue.wake()  # a node that is back has room
-
-    def _landed(self) -> None:
-        """An attempt is over."""
-        self.in_flight -= 1
-        if self.queue.waiting:
-            self.queue.wake()
-        if self.on_land is not None:
-            self.on_land()
+        if self.slots.waiting:
+            self.slots.wake()  # a node that is back has room
 
     def _give_back(self, attempt: Attempt) -> None:
         attempt.land()
@@ -268,17 +252,18 @@ class Service:
         self.follow()
         if self.watcher.snapshot.version == 0:
             try:
-                await self.watcher.ready(self._wait)
+                async with asyncio.timeout(None) as deadline:
+                    self._deadlines.add(deadline)
+                    await self.watcher.ready(self._wait)
             except (TimeoutError, RuntimeError):
                 raise self._no_endpoints(call) from None
+            finally:
+                self._deadlines.discard(deadline)
         if not self.balancer.nodes:
             raise self._no_endpoints(call)
 
     def _no_endpoints(self, call: Call) -> NoEndpoints:
         return no_endpoints(self.name, self.watcher, self.balancer, tried=len(call.tried), wait=self._wait)
-
-    def _limit_reached(self, why: str) -> LimitReached:
-        return limit_reached(self.name, why, self.settings.limits, self.balancer, in_flight=self.in_flight)
 
     def as_dict(self) -> dict[str, Any]:
         """The live state as plain data."""
@@ -290,8 +275,7 @@ class Service:
             **snapshot,
             "counts": dict(self.watcher.counts),
             **probes,
-            "in_flight": self.in_flight,
-            **self.queue.as_dict(),
+            **self.slots.as_dict(),
             **{name: told() for name, told in self._tellers.items()},
             **self.balancer.as_dict(time.monotonic()),
         }

@@ -148,10 +148,10 @@ class BalancingMiddleware:
         """Wait until no request is under way, at most so long."""
         self._ended = self._ended or asyncio.Event()
         for service in self._services.values():
-            service.on_land = self._ended.set
+            service.slots.on_free = self._ended.set
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self._passing or any(service.in_flight for service in self._services.values()):
+                while self._passing or any(service.slots.in_flight for service in self._services.values()):
                     self._ended.clear()
                     await self._ended.wait()
                     # A redirect is under way although one hop has ended and the next did not begin yet.
@@ -161,7 +161,7 @@ class BalancingMiddleware:
         """Begin no attempt any more, and end those there are."""
         here = (node for service in self._services.values() for node in service.balancer.nodes.values())
         for service in self._services.values():
-            service.refuse()
+            service.slots.refuse()
         for node in (*here, *self._drain.nodes):
             self._drain.cut(tuple(node.attempts), f"{node.address}: {why}", SessionClosing, politely=politely)
 

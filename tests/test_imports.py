@@ -124,7 +124,7 @@ MODULES = {
     "lbclient.ejection": "ejection.ejection",
     "lbclient.limits": "limits.limits limits.throttle",
     "lbclient.limits.lifetimes": "attempt limits.limits node",
-    "lbclient.limits.queue": "attempt call limits.limits",
+    "lbclient.limits.slots": "attempt call limits.limits",
     "lbclient.policies.hashing": "call node options policies.bounded_load policies.keys",
     "lbclient.policies.least_request": "call node options policies.loads policies.smooth policies.turns",
     "lbclient.policies.prequal": (
@@ -157,7 +157,7 @@ MODULES = {
     "lbclient.balancer": "attempt call ejection node outcome policies route routing discovery",
     "lbclient.refusals": "balancer errors limits.limits limits.throttle discovery",
     "lbclient.service": (
-        "attempt balancer call errors hedging limits.lifetimes limits.queue limits.throttle node "
+        "attempt balancer call errors hedging limits.lifetimes limits.slots limits.throttle node "
         "options outcome passage policies probing refusals retrying route settings discovery"
     ),
     "lbclient.exchange": "attempt errors outcome passage retrying service",

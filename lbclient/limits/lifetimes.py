@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from aiohttp import ClientResponse
     from aiohttp.connector import Connection
 
-__all__ = ["Lifetimes"]
+__all__ = ["Lifetimes", "attempts_within"]
 
 
 class _Life:
@@ -65,6 +65,12 @@ class Lifetimes:
     def attempt(self, node: Node, picked: str, on_land: Callable[[], None]) -> Attempt:
         """Make an attempt that tells when it begins and ends to use a connection."""
         return _TellingAttempt(node, picked, on_land, self)
+
+
+def attempts_within(limits: Limits, random: Callable[[], float]) -> Callable[..., Attempt]:
+    """What makes attempts (of node, reason and `on_land`) whose connections live as long as the limits allow."""
+    immortal = limits.connection_age is None and limits.connection_requests is None
+    return Attempt if immortal else Lifetimes(limits, random).attempt
 
 
 class _TellingAttempt(Attempt):

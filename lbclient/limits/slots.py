@@ -1,8 +1,9 @@
-"""`Queue`: requests that wait for a slot, bounded in number and in time; who waits longest is first."""
+"""`Slots`: how many attempts a service may have under way, and the queue of the requests that wait for one."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ from lbclient.attempt import Attempt
 from lbclient.call import Call
 from lbclient.limits.limits import Limits
 
-__all__ = ["Queue"]
+__all__ = ["Slots"]
 
 
 class _Waiter:
@@ -24,18 +25,24 @@ class _Waiter:
         self.timer: asyncio.TimerHandle | None = None
 
 
-class Queue:
-    """Where the requests of one service wait.
+class Slots:
+    """The attempts of one service that are under way, and the requests that wait until there may be another one.
+
+    The queue is bounded in number and in time; who waits longest is first. Whoever begins an attempt adds it to
+    `in_flight`, after a look at `waiting` and `most`, and calls `free` when it is over.
 
     Args:
-        limits: how many may wait, and how long.
-        begin: begins an attempt; returns None if there is no room for it.
+        limits: how many there may be, how many may wait, and how long.
+        begin: begins an attempt; returns None if no node has room for it.
         give_back: takes an attempt whose request was cancelled just as its turn had come.
-        reached: makes the error for a request that may not wait (any longer); called with the reason.
+        reached: makes the error for a request that may not wait (any longer), of the reason and `in_flight`.
 
     Attributes:
-        waiting: how many wait.
+        in_flight: attempts under way, until the end of the response's body; most: how many there may be.
+        waiting: requests that wait.
         counts: requests that were turned away since too many waited (`full`), or had waited too long (`expired`).
+        on_free: called when an attempt has ended.
+        closed: the error of those who come too late; None while it is open.
     """
 
     def __init__(
@@ -43,9 +50,13 @@ class Queue:
         limits: Limits,
         begin: Callable[[Call], Attempt | None],
         give_back: Callable[[Attempt], None],
-        reached: Callable[[str], Exception],
+        reached: Callable[[str, int], Exception],
     ) -> None:
+        self.in_flight = 0
+        self.most: float = limits.per_service or math.inf
         self.waiting = 0
+        self.on_free: Callable[[], None] | None = None
+        self.closed: Callable[[], Exception] | None = None
         self.counts = {"full": 0, "expired": 0}
         self._limits = limits
         self._begin = begin
@@ -64,7 +75,10 @@ class Queue:
 
         Raises:
             LimitReached: if too many wait already, or it waited too long.
+            SessionClosing: if it was closed.
         """
+        if self.closed is not None:
+            raise self.closed()
         loop = asyncio.get_running_loop()
         self._number += 1
         waiter = _Waiter(call, self._number, loop.create_future())
@@ -95,9 +109,16 @@ class Queue:
             self._serve()
         if self.waiting > self._limits.waiting and not waiter.turn.done():
             self.counts["full"] += 1
-            raise self._reached(
-                f"{self._limits.waiting} requests wait already, which is what Limits.waiting allows"
-            )
+            reason = f"{self._limits.waiting} requests wait already, which is what Limits.waiting allows"
+            raise self._reached(reason, self.in_flight)
+
+    def free(self) -> None:
+        """An attempt is over."""
+        self.in_flight -= 1
+        if self.waiting:
+            self.wake()
+        if self.on_free is not None:
+            self.on_free()
 
     def wake(self) -> None:
         """There may be room."""
@@ -107,8 +128,14 @@ class Queue:
             self._awake = True
             asyncio.get_running_loop().call_soon(self._serve_awake)
 
+    def refuse(self) -> None:
+        """Let no attempt begin any more."""
+        # No number of attempts is below it: the path of each request needs no comparison of its own.
+        self.most = -1.0
+
     def close(self, error: Callable[[], Exception]) -> None:
-        """Turn all away who wait."""
+        """Turn all away who wait, and who will."""
+        self.closed = error
         for waiter in (*self._first, *self._further):
             self._remove(waiter)
             if not waiter.turn.done():
@@ -136,7 +163,7 @@ class Queue:
         turn = waiter.turn
         if not turn.done():
             try:
-                attempt = self._begin(waiter.call)
+                attempt = None if self.in_flight >= self.most else self._begin(waiter.call)
             except Exception as error:  # noqa: BLE001 - whatever a policy raises, those behind are still to be served
                 turn.set_exception(error)
             else:
@@ -150,7 +177,7 @@ class Queue:
         if not waiter.turn.done():
             self.counts["expired"] += 1
             reason = f"no slot came free within the {self._limits.wait:g} s that Limits.wait allows"
-            waiter.turn.set_exception(self._reached(reason))
+            waiter.turn.set_exception(self._reached(reason, self.in_flight))
             self._remove(waiter)
 
     def _remove(self, waiter: _Waiter) -> None:
@@ -164,4 +191,4 @@ class Queue:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {"waiting": self.waiting, "limits_reached": dict(self.counts)}
+        return {"in_flight": self.in_flight, "waiting": self.waiting, "limits_reached": dict(self.counts)}
