@@ -34,6 +34,7 @@ class Attempt:
         picked: why this node, in words.
         error: what failed, in words, and why it was not tried again if that is not plain; empty after a success.
         sent: whether the request began to be written; sent_at: when, in `time.monotonic()` seconds.
+        websocket: refers to the websocket that it became, if that wants to say farewell before it is cut.
     """
 
     __slots__ = (
@@ -50,6 +51,7 @@ class Attempt:
         "sent",
         "sent_at",
         "started_at",
+        "websocket",
     )
 
     def __init__(self, node: Node, picked: str, on_land: Callable[[], None]) -> None:
@@ -65,6 +67,7 @@ class Attempt:
         self.conn: Connection | None = None
         self._req: ClientRequest | None = None
         self._followed: tuple[ref[ClientResponse], Callable[[Attempt, Outcome], None]] | None = None
+        self.websocket: ref[Any] | None = None
         self.started_at = time.monotonic()
         node.in_flight += 1
         node.group.in_flight += 1
@@ -80,6 +83,11 @@ class Attempt:
         said = f"{self.endpoint.address}: {self.outcome.value if self.outcome else 'under way'}"
         said += f" after {self.elapsed * 1000:.1f} ms ({self.picked})"
         return f"{said}: {self.error}" if self.error else said
+
+    @property
+    def leaving(self) -> bool:
+        """Whether its node left, or said that it will: what lasts long should be begun anew, at another one."""
+        return self.node.left or self.node.leaving
 
     def aim(self, req: ClientRequest, url: URL, server_hostname: str | None) -> None:
         """Point the request at the node, and be told when it is written."""
@@ -127,6 +135,22 @@ class Attempt:
         if isinstance(broken, _BROKEN) and not self.node.left:
             self.error = f"{type(broken).__name__}: {broken}"
             on_break(self, Outcome.FAULT)
+
+    def cut(self, answered: Exception, unanswered: Exception) -> None:
+        """End it here and now: who reads the body gets the first error, who waits for the head the second."""
+        conn, protocol = self.conn, None if self.conn is None else self.conn.protocol
+        if conn is not None and protocol is not None and conn.transport is not None:
+            # A private name that is read. If it vanishes, the reader has aiohttp's own error.
+            body = getattr(protocol, "_payload", None)
+            protocol.force_close()
+            if body is not None and not body.is_eof():
+                body.set_exception(answered)
+                # It forgets the body, or the end of the connection would become the reader's error.
+                protocol.abort()
+            else:
+                protocol.set_exception(unanswered)
+                conn.transport.abort()
+        self.land()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `elapsed` in seconds."""

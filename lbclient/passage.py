@@ -24,9 +24,10 @@ class Passage:
     Attributes:
         deadline: `time.monotonic()` seconds at which the whole request ends, at the earliest; None if it never
             does, or if that is not known.
+        begun: whether a hop of it was sent to a service.
     """
 
-    __slots__ = ("_idempotency_key", "_pass_on", "deadline", "key", "total")
+    __slots__ = ("_idempotency_key", "_pass_on", "begun", "deadline", "key", "total")
 
     def __init__(self, pass_on: _PassOn, key: str | None = None, total: float | None = None) -> None:
         self._pass_on = pass_on
@@ -34,6 +35,7 @@ class Passage:
         self.total = total
         self.deadline: float | None = None
         self._idempotency_key: str | None = None
+        self.begun = False
 
     def __call__(self, req: ClientRequest, handler: ClientHandlerType) -> Awaitable[ClientResponse]:
         """Called by aiohttp for each hop."""

@@ -83,8 +83,6 @@ MODULES = {
     "discovery.registrar": "registrar.registrar",
     "lbclient.errors": "",
     "lbclient.hedge": "",
-    "lbclient.limits.limits": "",
-    "lbclient.limits.throttle": "",
     "lbclient.load_report": "",
     "lbclient.node": "discovery",
     "lbclient.options": "",
@@ -96,9 +94,8 @@ MODULES = {
     "lbclient.routing.subset": "discovery",
     "lbclient.routing.where": "discovery",
     "lbclient.call": "node",
-    "lbclient.drain": "node",
     "lbclient.health.health_check": "options",
-    "lbclient.limits": "limits.limits limits.throttle",
+    "lbclient.limits.limits": "options",
     "lbclient.load_reporter": "load_report options",
     "lbclient.outcome": "errors",
     "lbclient.policies.drawing": "node",
@@ -115,6 +112,7 @@ MODULES = {
     "lbclient.ejection.ejection": "node outcome",
     "lbclient.health": "health.health_check",
     "lbclient.health.state": "health.health_check",
+    "lbclient.limits.throttle": "options outcome",
     "lbclient.policies.bounded_load": "call node",
     "lbclient.policies.deadlines": "node policies.turns",
     "lbclient.policies.policy": "call node",
@@ -124,9 +122,13 @@ MODULES = {
     "lbclient.retrying.retry": "options outcome retrying.budget retrying.replay",
     "lbclient.routing.announcer": "routing.portion",
     "lbclient.routing.zones": "node routing.portion",
+    "lbclient.drain": "attempt errors node",
     "lbclient.ejection": "ejection.ejection",
     "lbclient.health.asking": "health.health_check health.state node outcome side_requests",
     "lbclient.health.target": "health.health_check health.state node",
+    "lbclient.limits": "limits.limits limits.throttle",
+    "lbclient.limits.lifetimes": "attempt limits.limits node",
+    "lbclient.limits.slots": "attempt call limits.limits",
     "lbclient.policies.hashing": "call node options policies.bounded_load policies.keys",
     "lbclient.policies.least_request": "call node options policies.loads policies.smooth policies.turns",
     "lbclient.policies.prequal": (
@@ -159,18 +161,21 @@ MODULES = {
     "lbclient.probing": "load_report node policies side_requests",
     "lbclient.route": "node policies routing",
     "lbclient.balancer": "attempt call ejection node outcome policies route routing discovery",
+    "lbclient.refusals": "balancer errors limits.limits limits.throttle discovery",
     "lbclient.service": (
-        "attempt balancer call errors health.checker hedging node options outcome passage policies "
-        "probing retrying route settings side_requests discovery"
+        "attempt balancer call errors health.checker hedging limits.lifetimes limits.slots "
+        "limits.throttle node options outcome passage policies probing refusals retrying route settings "
+        "side_requests discovery"
     ),
     "lbclient.exchange": "attempt errors outcome passage retrying service",
     "lbclient.transport": (
-        "drain ejection exchange health hedge limits options outcome passage policies retrying routing "
-        "service settings discovery"
+        "drain ejection errors exchange health hedge limits options outcome passage policies retrying "
+        "routing service settings discovery"
     ),
+    "lbclient.websocket": "exchange",
     "lbclient.session": (
-        "ejection health hedge limits options outcome passage policies retrying routing settings "
-        "transport discovery"
+        "ejection errors health hedge limits options outcome passage policies retrying routing settings "
+        "transport websocket discovery"
     ),
 }
 
