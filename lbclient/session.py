@@ -13,7 +13,7 @@ from aiohttp import ClientTimeout
 from discovery import Cache, Endpoint, OnEmpty, Snapshot, Source, Watcher, service_name
 from lbclient.ejection import Ejection
 from lbclient.health import HealthCheck
-from lbclient.hedge import Hedge
+from lbclient.hedging import Hedge
 from lbclient.limits import Limits, Throttle
 from lbclient.options import above_zero
 from lbclient.outcome import Classifier

@@ -83,7 +83,7 @@ MODULES = {
     "discovery.registrar": "registrar.registrar",
     "lbclient.errors": "",
     "lbclient.health.health_check": "",
-    "lbclient.hedge": "",
+    "lbclient.hedging.latencies": "",
     "lbclient.limits.limits": "",
     "lbclient.limits.throttle": "",
     "lbclient.load_report": "",
@@ -100,6 +100,7 @@ MODULES = {
     "lbclient.call": "node",
     "lbclient.drain": "node",
     "lbclient.health": "health.health_check",
+    "lbclient.hedging.hedge": "options",
     "lbclient.limits": "limits.limits limits.throttle",
     "lbclient.load_reporter": "load_report options",
     "lbclient.outcome": "errors",
@@ -123,6 +124,7 @@ MODULES = {
     "lbclient.routing.announcer": "routing.portion",
     "lbclient.routing.zones": "node routing.portion",
     "lbclient.ejection": "ejection.ejection",
+    "lbclient.hedging.entrant": "attempt",
     "lbclient.policies.hashing": "call node options policies.bounded_load policies.keys",
     "lbclient.policies.least_request": "call node options policies.loads policies.smooth policies.turns",
     "lbclient.policies.prequal": (
@@ -134,22 +136,25 @@ MODULES = {
     "lbclient.routing.routing": (
         "node routing.portion routing.priorities routing.subset routing.where routing.zones discovery"
     ),
-    "lbclient.hedging": "attempt hedge retrying",
+    "lbclient.hedging.race": (
+        "attempt call errors hedging.entrant hedging.hedge hedging.latencies node outcome retrying"
+    ),
     "lbclient.policies.maglev": "policies.hashing policies.keys policies.table",
     "lbclient.policies.ring_hash": "policies.hashing policies.keys policies.ring",
     "lbclient.routing": (
         "routing.announcer routing.portion routing.routing routing.slow_start routing.subset routing.warm_up"
     ),
+    "lbclient.hedging": "hedging.hedge hedging.race",
     "lbclient.policies.names": (
         "policies.least_request policies.loads policies.maglev policies.policy policies.prequal "
         "policies.ring_hash policies.rotation policies.sampling policies.sticky"
     ),
-    "lbclient.settings": "ejection health hedge limits options outcome retrying routing",
     "lbclient.policies": (
         "policies.keys policies.least_request policies.loads policies.maglev policies.names "
         "policies.policy policies.prequal policies.ring_hash policies.rotation policies.sampling "
         "policies.sticky"
     ),
+    "lbclient.settings": "ejection health hedging limits options outcome retrying routing",
     "lbclient.probing": "load_report node policies",
     "lbclient.route": "node policies routing",
     "lbclient.balancer": "attempt call ejection node outcome policies route routing discovery",
@@ -159,11 +164,11 @@ MODULES = {
     ),
     "lbclient.exchange": "attempt errors outcome passage retrying service",
     "lbclient.transport": (
-        "drain ejection exchange health hedge limits options outcome passage policies retrying routing "
-        "service settings discovery"
+        "drain ejection exchange health hedging limits options outcome passage policies retrying "
+        "routing service settings discovery"
     ),
     "lbclient.session": (
-        "ejection health hedge limits options outcome passage policies retrying routing settings "
+        "ejection health hedging limits options outcome passage policies retrying routing settings "
         "transport discovery"
     ),
 }
