@@ -142,7 +142,7 @@ class Exchange:
         try:
             return await self.service.wait_and_begin(self.call)
         except BaseException as error:
-            _tell(error, self.tries, earlier=len(self.tries))
+            _tell(error, self.tries)
             raise
 
     async def _timed(self, attempt: Attempt, req: ClientRequest) -> ClientResponse:
@@ -213,7 +213,7 @@ class Exchange:
         except Exception as error:
             usual = classify(result) if isinstance(result, BaseException) else classify_answer(result)
             self.service.observe(self.attempt, usual)
-            _tell(error, self.tries, earlier=len(self.tries))
+            _tell(error, self.tries)
             raise
 
     def _further(self) -> Retries:
@@ -249,7 +249,7 @@ class Exchange:
         return not made_up and time.monotonic() - sent_at >= _MOST_OF_IT * total
 
     def _final(self, error: BaseException) -> BaseException:
-        _tell(error, self.tries, earlier=len(self.tries) - 1)
+        _tell(error, self.tries, besides=self.attempt)
         if self._retries is not None and self._retries.refusal:
             error.add_note(f"not tried again: {self._retries.refusal}")
         if repeated_by_aiohttp(error, self.req) and getattr(self.req.session, "_retry_connection", False):
@@ -261,10 +261,11 @@ class Exchange:
         return error
 
 
-def _tell(error: BaseException, tries: list[Attempt], earlier: int) -> None:
-    """Attach what was tried to an exception, and notes on the attempts before the one that it came from."""
-    for number, attempt in enumerate(tries[:earlier], 1):
-        error.add_note(f"attempt {number}: {attempt}")
+def _tell(error: BaseException, tries: list[Attempt], besides: Attempt | None = None) -> None:
+    """Attach what was tried to an exception, and notes on the attempts beside the one that it came from."""
+    for number, attempt in enumerate(tries, 1):
+        if attempt is not besides:
+            error.add_note(f"attempt {number}: {attempt}")
     setattr(error, _ATTEMPTS, tuple(tries))
 
 

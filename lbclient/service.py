@@ -208,11 +208,11 @@ class Service:
         self.ledger.deposit(call.now)
         return call
 
-    def judge(self, result: ClientResponse | BaseException) -> Outcome:
-        """What the end of an attempt shows about its node."""
+    def judge(self, result: ClientResponse | BaseException) -> tuple[Outcome, bool]:
+        """What the end of an attempt shows about its node, and whether that is the word of the user's `classify`."""
         if (said := asked(self.settings.classify, result)) is not None:
-            return said
-        return classify(result) if isinstance(result, BaseException) else classify_answer(result)
+            return said, True
+        return classify(result) if isinstance(result, BaseException) else classify_answer(result), False
 
     def begin(self, call: Call) -> Attempt | None:
         """Begin an attempt at a node that was not tried yet; None if something has to be waited for."""

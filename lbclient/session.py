@@ -15,7 +15,7 @@ from discovery import Cache, Endpoint, OnEmpty, Snapshot, Source, Watcher, servi
 from lbclient.ejection import Ejection
 from lbclient.errors import SessionClosing
 from lbclient.health import HealthCheck
-from lbclient.hedge import Hedge
+from lbclient.hedging import Hedge
 from lbclient.limits import Limits, Throttle
 from lbclient.options import above_zero, at_least
 from lbclient.outcome import Classifier

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from lbclient.ejection import Ejection
 from lbclient.health import HealthCheck
-from lbclient.hedge import Hedge
+from lbclient.hedging import Hedge
 from lbclient.limits import Limits, Throttle
 from lbclient.options import above_zero, function, header_name, of_type
 from lbclient.outcome import Classifier

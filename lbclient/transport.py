@@ -19,7 +19,7 @@ from lbclient.ejection import Ejection
 from lbclient.errors import SessionClosing
 from lbclient.exchange import Exchange, repeated_by_aiohttp, settle
 from lbclient.health import HealthCheck
-from lbclient.hedge import Hedge
+from lbclient.hedging import Hedge
 from lbclient.limits import Limits, Throttle
 from lbclient.options import at_least, service_host
 from lbclient.outcome import Classifier

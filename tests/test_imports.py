@@ -82,7 +82,7 @@ MODULES = {
     ),
     "discovery.registrar": "registrar.registrar",
     "lbclient.errors": "",
-    "lbclient.hedge": "",
+    "lbclient.hedging.latencies": "",
     "lbclient.load_report": "",
     "lbclient.node": "discovery",
     "lbclient.options": "",
@@ -95,6 +95,7 @@ MODULES = {
     "lbclient.routing.where": "discovery",
     "lbclient.call": "node",
     "lbclient.health.health_check": "options",
+    "lbclient.hedging.hedge": "options",
     "lbclient.limits.limits": "options",
     "lbclient.load_reporter": "load_report options",
     "lbclient.outcome": "errors",
@@ -126,6 +127,7 @@ MODULES = {
     "lbclient.ejection": "ejection.ejection",
     "lbclient.health.asking": "health.health_check health.state node outcome side_requests",
     "lbclient.health.target": "health.health_check health.state node",
+    "lbclient.hedging.entrant": "attempt",
     "lbclient.limits": "limits.limits limits.throttle",
     "lbclient.limits.lifetimes": "attempt limits.limits node",
     "lbclient.limits.slots": "attempt call limits.limits",
@@ -147,12 +149,14 @@ MODULES = {
     "lbclient.routing": (
         "routing.announcer routing.portion routing.routing routing.slow_start routing.subset routing.warm_up"
     ),
-    "lbclient.hedging": "attempt hedge retrying",
+    "lbclient.hedging.race": (
+        "attempt call errors hedging.entrant hedging.hedge hedging.latencies node outcome retrying"
+    ),
     "lbclient.policies.names": (
         "policies.least_request policies.loads policies.maglev policies.policy policies.prequal "
         "policies.ring_hash policies.rotation policies.sampling policies.sticky"
     ),
-    "lbclient.settings": "ejection health hedge limits options outcome retrying routing",
+    "lbclient.hedging": "hedging.hedge hedging.race",
     "lbclient.policies": (
         "policies.keys policies.least_request policies.loads policies.maglev policies.names "
         "policies.policy policies.prequal policies.ring_hash policies.rotation policies.sampling "
@@ -160,6 +164,7 @@ MODULES = {
     ),
     "lbclient.probing": "load_report node policies side_requests",
     "lbclient.route": "node policies routing",
+    "lbclient.settings": "ejection health hedging limits options outcome retrying routing",
     "lbclient.balancer": "attempt call ejection node outcome policies route routing discovery",
     "lbclient.refusals": "balancer errors limits.limits limits.throttle discovery",
     "lbclient.service": (
@@ -169,13 +174,13 @@ MODULES = {
     ),
     "lbclient.exchange": "attempt errors outcome passage retrying service",
     "lbclient.transport": (
-        "drain ejection errors exchange health hedge limits options outcome passage policies retrying "
+        "drain ejection errors exchange health hedging limits options outcome passage policies retrying "
         "routing service settings discovery"
     ),
     "lbclient.websocket": "exchange",
     "lbclient.session": (
-        "ejection errors health hedge limits options outcome passage policies retrying routing settings "
-        "transport websocket discovery"
+        "ejection errors health hedging limits options outcome passage policies retrying routing "
+        "settings transport websocket discovery"
     ),
 }
 
