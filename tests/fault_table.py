@@ -23,7 +23,7 @@ from itertools import product
 
 from faults import HEALTHY, Fault
 
-__all__ = ["BODIES", "HEALTHY_AT", "KINDS", "METHODS", "Cell", "Expected", "Kind", "Shows", "cells"]
+__all__ = ["BODIES", "HEALTHY_AT", "KINDS", "METHODS", "Cell", "Expected", "Kind", "Shows", "cells", "left_out"]
 
 METHODS = ("GET", "HEAD", "PUT", "DELETE", "POST", "POST with key", "PATCH")
 BODIES = ("none", "bytes", "json", "form", "file", "generator")
@@ -111,9 +111,8 @@ class Cell:
 
     @property
     def shows(self) -> Shows:
-        # An answer to HEAD has no body that could be wrong.
-        no_body = self.verb == "HEAD" and (self.kind.shows is Shows.TORN or self.kind.fault.length)
-        return Shows.ANSWER if no_body else self.kind.shows
+        # An answer to HEAD has no body of which there could be too much.
+        return Shows.ANSWER if self.verb == "HEAD" and self.kind.fault.length < 0 else self.kind.shows
 
     def goes_on(self) -> bool:
         """Whether the request goes to another server after this fault."""
@@ -146,10 +145,19 @@ class Cell:
 
 
 def cells(name: str) -> Iterator[Cell]:
-    """All cells with this fault. Bodies of GET and HEAD are left out: they have no meaning (RFC 9110, 9.3.1)."""
+    """All cells with this fault, but for those that are `left_out`."""
     for method, body, healthy_at in product(METHODS, BODIES, HEALTHY_AT):
-        if body == "none" or method not in ("GET", "HEAD"):
+        if not left_out(name, method, body):
             yield Cell(name, method, body, healthy_at)
+
+
+def left_out(name: str, method: str, body: str) -> str:
+    """Why there are no such cells; nothing for those that there are."""
+    if method in ("GET", "HEAD") and body != "none":
+        return "it has no meaning (RFC 9110, section 9.3.1)"
+    if method == "HEAD" and KINDS[name].shows is Shows.TORN:
+        return "no body is to come, so the answer is whole, and the fault would be the next request's"
+    return ""
 
 
 _NO_ANSWER = ("ServerDisconnectedError", "ClientOSError")
