@@ -209,7 +209,7 @@ class Service:
         return call
 
     def judge(self, result: ClientResponse | BaseException) -> tuple[Outcome, bool]:
-        """What the end of an attempt shows about its node, and whether that is the word of the user's `classify`."""
+        """What the end of an attempt shows about its node, and whether that is what the user's `classify` says."""
         if (said := asked(self.settings.classify, result)) is not None:
             return said, True
         return classify(result) if isinstance(result, BaseException) else classify_answer(result), False
