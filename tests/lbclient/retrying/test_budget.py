@@ -14,7 +14,8 @@ from lbclient.retrying import Ledger
 
 # Moments in steps of an eighth of a second: gaps of nothing, of parts of a slot, and of more than a window.
 STEPS = st.lists(
-    st.tuples(st.one_of(st.integers(0, 3), st.integers(0, 200)), st.integers(0, 8), st.integers(0, 40)), max_size=60
+    st.tuples(st.one_of(st.integers(0, 3), st.integers(0, 200)), st.integers(0, 8), st.integers(0, 40)),
+    max_size=60,
 )
 BUDGETS = st.builds(
     Budget,
