@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from rig import Answer, Prefer, drop, hang, in_flight, local, node_of, ok, wire
+from rig import Answer, Prefer, drop, hang, in_flight, local, node_of, ok, until, wire
 from yarl import URL
 
 from discovery import Static
