@@ -68,7 +68,7 @@ class BalancedSession:
         collapse: hold, too, if more than this share (0 to 1) of them vanishes at once; None for never.
         cache: a folder (or `discovery.Cache`) for the last known endpoints, with which a process can start while
             its registry is down; none by default. None of these four is for services given as watchers.
-        timeout: deadlines of a whole request as in aiohttp; 300 s in all by default.
+        timeout: deadlines of a whole request as in aiohttp (aiohttp: 300 s in all).
         keepalive_timeout: seconds an idle connection is kept. Below the 5 s after which uvicorn and Node.js
             close theirs, so that a request is seldom sent into a connection that is just being closed.
         middlewares: client middlewares; they run outside of the balancer, once for each request.

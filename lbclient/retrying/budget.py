@@ -12,9 +12,10 @@ class Budget:
     """Retries and hedges together within the last `window` seconds (Finagle's and Linkerd's retry budget).
 
     Attributes:
-        share: of the requests of these seconds, 0 or more (0.2: one in five).
-        per_second: so many more in each second, so that a client with few requests may retry at all.
-        window: seconds.
+        share: of the requests of these seconds, 0 or more (Finagle, Linkerd: 0.2).
+        per_second: so many more in each second, so that a client with few requests may retry at all (Finagle,
+            Linkerd: 10).
+        window: seconds (Finagle, Linkerd: 10 s).
     """
 
     share: float = 0.2
