@@ -52,7 +52,7 @@ class Sent:
 
     @property
     def failed(self) -> bool:
-        return self.status != _OK
+        return self.over and self.status != _OK
 
     @property
     def over(self) -> bool:
