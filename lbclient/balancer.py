@@ -6,7 +6,8 @@ import logging
 import math
 import random
 from bisect import bisect
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
 
@@ -83,6 +84,8 @@ class Balancer:
         # The first moment at which an ejected node is due for a probe: one comparison per pick.
         self._probe_at = math.inf
         self._ejected: list[Node] = []
+        # While several changes come together: whether the routes have to be made anew after them.
+        self._stale: bool | None = None
 
     @property
     def usable(self) -> tuple[Node, ...]:
@@ -237,15 +240,32 @@ class Balancer:
         """Take a node out, or back in, that active health checks found ill or well."""
         if node.healthy is not healthy and not node.left:
             node.healthy = healthy
-            log.warning("%s: %s is %s", self.name, node.address, "healthy" if healthy else "unhealthy")
             self._regroup()
 
     def set_leaving(self, node: Node, *, leaving: bool, now: float) -> None:  # noqa: ARG002 - the same
         """Take a node out that said that it is about to stop, or back in since it says so no longer."""
         if node.leaving is not leaving and not node.left:
             node.leaving = leaving
-            log.info("%s: %s is %s", self.name, node.address, "about to stop" if leaving else "back")
             self._regroup()
+
+    def health_confirmed(self, node: Node, now: float) -> None:
+        """Let a node back in that was ejected since connections failed: active health checks find it well."""
+        if node.ejected_at is not None and not node.left:
+            self._ejection.restore(node, now)
+            if self._warm_up is not None:
+                self._warm_up.begin(node, now)
+            self._regroup()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Several changes at once: the routes are made anew after all of them, once."""
+        self._stale = False
+        try:
+            yield
+        finally:
+            stale, self._stale = self._stale, None
+            if stale:
+                self._regroup()
 
     def _observe_probe(self, node: Node, attempt: Attempt, outcome: Outcome, now: float) -> None:
         # Attempts that began before the ejection say nothing new. Later ones are probes, or went there
@@ -282,6 +302,9 @@ class Balancer:
 
     def _regroup(self, *, reweighted: bool = False) -> None:
         """Make the routes anew after nodes came, went, were ejected or let back in."""
+        if self._stale is not None:
+            self._stale = True
+            return
         nodes = self.nodes.values()
         portions = self._routing.split(nodes)
         known = {} if reweighted else {route.name: route for route in self.routes}

@@ -18,11 +18,12 @@ import signal
 import socket
 import ssl
 import sys
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 from fault_record import Meter, Record
-from fault_wire import Head, Wire, answer, split
+from fault_wire import Ear, Head, Wire, answer, split
 from faults import Fault, Script
 
 _BACKLOG = 512
@@ -105,6 +106,12 @@ class Server:
         if self._connections:
             await asyncio.wait(tuple(self._connections.values()))
 
+    async def _until_stop(self, what: Coroutine[Any, Any, None]) -> None:
+        tasks = [asyncio.create_task(what), asyncio.create_task(self._stopping.wait())]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+
     async def _stop_accepting(self) -> None:
         accepting, self._accepting = self._accepting, None
         if accepting is not None:
@@ -132,7 +139,7 @@ class Server:
 
     async def _serve(self, connection: Connection, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader()
+        reader = Ear()
         protocol = asyncio.StreamReaderProtocol(reader)
         try:
             transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock, ssl=self._tls)
@@ -182,7 +189,7 @@ class Server:
         if fault.then == "reset":
             wire.reset()
         elif fault.then == "silence":
-            await self._stopping.wait()
+            await self._until_stop(wire.silence())
         elif data and unread:
             await wire.linger(_LINGER)
         elif fault.then == "keep" and head is not None:

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from fault_record import Meter
 from faults import Fault
 
-__all__ = ["Head", "Wire", "answer", "split"]
+__all__ = ["Ear", "Head", "Wire", "answer", "split"]
 
 _PIECE = 65536
 _NO_BODY = frozenset({204, 304})
@@ -56,10 +56,26 @@ class Head:
         return said != "close" and (self.version == "HTTP/1.1" or said == "keep-alive")
 
 
+class Ear(asyncio.StreamReader):
+    """A stream that says that it ended before all of it was read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = asyncio.Event()
+
+    def feed_eof(self) -> None:
+        super().feed_eof()
+        self.ended.set()
+
+    def set_exception(self, exc: BaseException) -> None:
+        super().set_exception(exc)
+        self.ended.set()
+
+
 class Wire:
     """One connection. What is read raises EOFError where the client has ended it, or ConnectionError."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, meter: Meter) -> None:
+    def __init__(self, reader: Ear, writer: asyncio.StreamWriter, meter: Meter) -> None:
         self._reader = reader
         self._writer = writer
         self._meter = meter
@@ -120,6 +136,10 @@ class Wire:
             self.write(piece)
             await self._writer.drain()
             await asyncio.sleep(pause)
+
+    async def silence(self) -> None:
+        """Neither read nor write anything, until the client has gone."""
+        await self._reader.ended.wait()
 
     async def linger(self, seconds: float) -> None:
         """End the own side and wait for the client to end its: bytes that nobody reads would make it a reset."""
