@@ -68,6 +68,32 @@ async def hang(_: web.BaseRequest) -> web.StreamResponse:
     return web.Response()
 
 
+class Websockets:
+    """An answer that echoes what comes through a websocket; `codes` are those with which clients closed theirs."""
+
+    def __init__(self) -> None:
+        self.codes: list[int | None] = []
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        websocket = web.WebSocketResponse()
+        await websocket.prepare(request)
+        try:
+            async for message in websocket:
+                await websocket.send_str(message.data)
+        finally:
+            self.codes.append(websocket.close_code)
+        return websocket
+
+
+async def events(request: web.BaseRequest) -> web.StreamResponse:
+    """One server-sent event, and then silence."""
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    await response.write(b"data: 1\n\n")
+    await asyncio.Event().wait()
+    return response
+
+
 @asynccontextmanager
 async def local(
     answer: Answer = ok, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
