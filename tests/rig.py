@@ -69,7 +69,7 @@ async def hang(_: web.BaseRequest) -> web.StreamResponse:
 
 
 class Websockets:
-    """An answer that echoes what comes through a websocket; `codes` are those with which clients closed theirs."""
+    """Echoes what comes through websockets; `codes` are those that clients closed theirs with, None for none."""
 
     def __init__(self) -> None:
         self.codes: list[int | None] = []
@@ -77,11 +77,13 @@ class Websockets:
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         websocket = web.WebSocketResponse()
         await websocket.prepare(request)
+        code = None
         try:
-            async for message in websocket:
+            while (message := await websocket.receive()).type is web.WSMsgType.TEXT:
                 await websocket.send_str(message.data)
+            code = message.data if message.type is web.WSMsgType.CLOSE else None
         finally:
-            self.codes.append(websocket.close_code)
+            self.codes.append(code)
         return websocket
 
 

@@ -12,12 +12,13 @@ import pytest
 from aiohttp import web
 from rig import Gate, Websockets, crowd, drop, events, hang, in_flight, local, ok, paths, stats_of, until, waiting
 
-from discovery import Memory, Static, Watcher
+from discovery import Endpoint, Memory, Static, Watcher
 from lbclient import (
     BalancedSession,
     BalancingMiddleware,
     Hedge,
     Limits,
+    NoEndpoints,
     Prequal,
     ResponseCut,
     Retry,
@@ -234,16 +235,21 @@ async def test_probes_and_hedges_end_with_it() -> None:
 
 
 async def test_who_waits_for_the_first_endpoints_of_a_shared_watcher_is_let_go() -> None:
-    async with Watcher(Memory(), on_empty="accept") as never:
+    class Silent:
+        async def watch(self) -> AsyncIterator[tuple[Endpoint, ...]]:
+            await asyncio.Event().wait()
+            yield ()
+
+    async with Watcher(Silent()) as never:
         session = BalancedSession({"users": never}, wait_for_endpoints=LONG)
         request = asyncio.create_task(session.get("http://users/")._coro)
-        await asyncio.sleep(0.01)
-        if not request.done():
-            async with asyncio.timeout(2):
-                await session.close()
-        with pytest.raises(aiohttp.ClientConnectionError):
-            await request
-        await session.close()
+        waiters = session._balancing._services["users"]._deadlines
+        await until(lambda: len(waiters) == 1)
+        async with asyncio.timeout(2):
+            await session.close(drain=0.05)
+            with pytest.raises(NoEndpoints, match="no endpoint"):
+                await request
+        assert not waiters
 
 
 @asynccontextmanager
