@@ -84,6 +84,7 @@ MODULES = {
     "lbclient.errors": "",
     "lbclient.hedging.latencies": "",
     "lbclient.load_report": "",
+    "lbclient.metrics": "",
     "lbclient.node": "discovery",
     "lbclient.options": "",
     "lbclient.passage": "",
@@ -235,5 +236,5 @@ def test_importing_the_library_imports_no_optional_package() -> None:
     code = "import sys, lbclient, discovery; print(*sys.modules)"
     command = [sys.executable, "-W", "error", "-c", code]
     loaded = set(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split())
-    optional = {"etcd3", "consul", "dns", "yaml", "click", "rich", "requests"}
+    optional = {"etcd3", "consul", "dns", "yaml", "click", "rich", "requests", "prometheus_client"}
     assert not loaded & (optional | {"lbclient.sandbox", "lbclient.cli"})
