@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -42,6 +42,19 @@ async def preferring(*addresses: str, **options: Any) -> AsyncIterator[BalancedS
     options = {"policy": Prefer(*addresses), "hedge": SOON, **options}
     async with BalancedSession(Static(addresses), **options) as session:
         yield session
+
+
+@asynccontextmanager
+async def when(condition: Callable[[], bool], action: Callable[[], None]) -> AsyncIterator[None]:
+    """Do something as soon as the condition holds, beside what is done here."""
+
+    async def wait() -> None:
+        await until(condition)
+        action()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(wait())
+        yield
 
 
 class Observed:

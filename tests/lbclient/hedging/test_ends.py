@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientTimeout, TraceConfig, web
-from hedging_rig import Observed, balancer_of, hedging_of, no_losers, preferring
-from rig import Gate, black_hole, drop, hang, in_flight, local, ok, until
+from hedging_rig import Observed, balancer_of, hedging_of, no_losers, preferring, when
+from rig import Gate, black_hole, drop, hang, in_flight, local, ok, until, wire
 
 from discovery import Static
 from lbclient import BalancedSession, Budget, Hedge, Outcome, Retry, attempts
@@ -95,11 +95,11 @@ async def test_a_deadline_while_both_connect_blames_nobody() -> None:
 async def test_an_attempt_that_times_out_is_a_failure_of_its_own() -> None:
     gate = Gate()
     async with local(hang) as first, local(gate) as second:
-        options: dict[str, Any] = {"attempt_timeout": 0.1, "hedge": Hedge(after=0.05)}
+        options: dict[str, Any] = {"attempt_timeout": 0.4, "hedge": Hedge(after=0.3)}
         async with preferring(first.address, second.address, **options) as session:
             observed = Observed(session)
-            asyncio.get_running_loop().call_later(0.12, gate.let)
-            async with session.get("/x") as response:
+            done = when(lambda: bool(observed.of(first.address)), gate.let)
+            async with done, session.get("/x") as response:
                 assert [a.outcome for a in attempts(response)] == [Outcome.FAULT, Outcome.SUCCESS]
             assert observed.of(first.address) == [Outcome.FAULT]
 
@@ -172,19 +172,32 @@ async def test_tracing_ends_with_the_request() -> None:
             return asyncio.sleep(0)
 
         getattr(config, f"on_{event}").append(record)
-    gate = Gate()
+    event = asyncio.Event()
+    bodies: list[bytes] = []
+
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await event.wait()
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        bodies.append(await reader.readexactly(4))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        await reader.read()
+
     async with (
-        local(gate) as slow,
+        wire(late) as slow,
         local() as fast,
-        preferring(slow.address, fast.address, trace_configs=[config]) as session,
+        preferring(slow, fast.address, trace_configs=[config]) as session,
     ):
-        async with session.put("/x", data=b"body"):
+        async with session.put("/x", data=b"body", expect100=True) as response:
             pass
-        assert events.count("request_headers_sent") == events.count("request_chunk_sent") == 2
+        assert events.count("request_headers_sent") == 2
+        assert events.count("request_chunk_sent") == 1
         assert (events[0], events[-1]) == ("request_start", "request_end")
         seen = list(events)
-        gate.let()
+        event.set()
         await no_losers(session)
+        assert bodies == [b"body"]
+        assert attempts(response)[0].outcome is Outcome.SUCCESS
         assert events == seen
 
 
@@ -201,7 +214,7 @@ async def test_what_the_caller_sees_of_a_race_is_the_answer_only() -> None:
     async with (
         local(hang) as slow,
         local() as fast,
-        preferring(slow.address, fast.address, middlewares=(outside,)) as session,
+        preferring(slow.address, fast.address, middlewares=(outside,), deadline_header="X-Left") as session,
     ):
         async with session.put("/x", data=b"body"):
             pass
