@@ -193,7 +193,7 @@ async def fault_servers(*names: str, tls: tuple[Path, Path] | None = None) -> As
 
 
 def started(starts: Iterable[Awaitable[FaultServer]]) -> Iterator[dict[str, FaultServer]]:
-    """For a fixture with a scope: start servers outside of any test's loop, yield them by their names, stop them."""
+    """For fixtures with a scope: servers by their names, started outside of any test's loop, and stopped."""
     loop = asyncio.new_event_loop()
 
     async def start() -> list[FaultServer]:

@@ -67,7 +67,7 @@ class Ear(asyncio.StreamReader):
         super().feed_eof()
         self.ended.set()
 
-    def set_exception(self, exc: BaseException) -> None:
+    def set_exception(self, exc: Exception) -> None:
         super().set_exception(exc)
         self.ended.set()
 
@@ -138,7 +138,7 @@ class Wire:
             await asyncio.sleep(pause)
 
     async def silence(self) -> None:
-        """Neither read nor write anything, until the client has gone."""
+        """Neither read nor write, until the client is gone; unnoticed if there is far more than was read."""
         await self._reader.ended.wait()
 
     async def linger(self, seconds: float) -> None:
