@@ -29,6 +29,7 @@ class Attempt:
         picked: why this node, in words.
         error: what failed, in words; empty after a success.
         sent: whether the request began to be written; sent_at: when, in `time.monotonic()` seconds.
+        observed: the outcome that the balancer has learned from; None before.
     """
 
     __slots__ = (
@@ -39,6 +40,7 @@ class Attempt:
         "endpoint",
         "error",
         "node",
+        "observed",
         "outcome",
         "picked",
         "sent",
@@ -52,6 +54,7 @@ class Attempt:
         self.endpoint = node.endpoint
         self.picked = picked
         self.outcome: Outcome | None = None
+        self.observed: Outcome | None = None
         self.elapsed = 0.0
         self.error = ""
         self.sent = False
@@ -65,6 +68,9 @@ class Attempt:
         if node.attempts is NO_ATTEMPTS:
             node.attempts = set()
         node.attempts.add(self)
+        if node.awaits_probe:
+            node.awaits_probe = False
+            node.probe = self
 
     def __repr__(self) -> str:
         return f"<Attempt {self}>"

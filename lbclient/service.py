@@ -94,6 +94,7 @@ class Service:
         self._unsubscribe: Callable[[], None] | None = None
         self._queue: deque[tuple[asyncio.Future[Attempt], Call]] = deque()
         self._serving = False
+        self._alarm: asyncio.TimerHandle | None = None
         self._known: tuple[Endpoint, ...] | None = None
         self._policy_name = type(balancer.policy).__name__
         self._key: Key | None = getattr(balancer.policy, "key", None)
@@ -122,6 +123,7 @@ class Service:
         if self.hedging is not None:
             await self.hedging.close()
         waiting, self._queue = self._queue, deque()
+        self._wake()
         for turn, call in waiting:
             if not turn.done():
                 turn.set_exception(self.no_endpoints(call))
@@ -143,7 +145,8 @@ class Service:
         """Hold no endpoint that vanished from the registry and whose server fails as well."""
         nodes = self.balancer.nodes
         gone = [a for a in self.watcher.snapshot.held if a in nodes and nodes[a].ejected_at is not None]
-        if gone:
+        # If all of them fail, it may as well be this machine's network.
+        if len(gone) < len(nodes):
             self.watcher.let_go(gone)
 
     def enter(self, req: ClientRequest, passage: Passage) -> Call:
@@ -233,6 +236,8 @@ class Service:
                 continue
             try:
                 attempt = None if full and not call.tried else self._begin(call)
+                if attempt is None and self.balancer.fails_fast:
+                    raise self.no_endpoints(call)  # noqa: TRY301 - it goes to the waiting request
             except Exception as error:  # noqa: BLE001 - whatever a policy raises, those behind are still to be served
                 turn.set_exception(error)
                 continue
@@ -241,6 +246,17 @@ class Service:
             else:
                 full = full or not call.tried
                 self._queue.append((turn, call))
+        self._wake()
+
+    def _wake(self) -> None:
+        """Look again when an ejected node is due, should nothing else happen while no node is usable."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        wakes_at = self.balancer.wakes_at if self._queue else None
+        if wakes_at is not None:
+            delay = max(0.0, wakes_at - time.monotonic())
+            self._alarm = asyncio.get_running_loop().call_later(delay, self.released)
 
     def answered(self, attempt: Attempt, response: ClientResponse, call: Call) -> None:
         """Show the head of an answer to a policy that wants to see it."""
@@ -281,11 +297,12 @@ class Service:
         snapshot = self.watcher.snapshot.as_dict()
         del snapshot["endpoints"]
         probes = {} if self._prober is None else {"probes": dict(self._prober.counts)}
+        balancer = self.balancer.as_dict(time.monotonic())
         return {
             "source": repr(self.watcher.source),
             **snapshot,
-            "counts": dict(self.watcher.counts),
+            "counts": {**self.watcher.counts, **balancer.pop("counts")},
             **probes,
             "waiting": sum(not turn.done() for turn, _ in self._queue),
-            **self.balancer.as_dict(time.monotonic()),
+            **balancer,
         }

@@ -81,6 +81,7 @@ MODULES = {
         "registrar.registration registrar.standing registrar.upkeep url"
     ),
     "discovery.registrar": "registrar.registrar",
+    "lbclient.ejection.reason": "",
     "lbclient.errors": "",
     "lbclient.health.health_check": "",
     "lbclient.hedge": "",
@@ -112,7 +113,8 @@ MODULES = {
     "lbclient.routing.priorities": "node",
     "lbclient.routing.warm_up": "node routing.slow_start",
     "lbclient.attempt": "errors node outcome",
-    "lbclient.ejection.ejection": "node outcome",
+    "lbclient.ejection.probes": "call node",
+    "lbclient.ejection.tally": "outcome",
     "lbclient.policies.bounded_load": "call node",
     "lbclient.policies.deadlines": "node policies.turns",
     "lbclient.policies.policy": "call node",
@@ -122,7 +124,6 @@ MODULES = {
     "lbclient.retrying.retry": "outcome retrying.budget retrying.replay",
     "lbclient.routing.announcer": "routing.portion",
     "lbclient.routing.zones": "node routing.portion",
-    "lbclient.ejection": "ejection.ejection",
     "lbclient.policies.hashing": "call node options policies.bounded_load policies.keys",
     "lbclient.policies.least_request": "call node options policies.loads policies.smooth policies.turns",
     "lbclient.policies.prequal": (
@@ -140,19 +141,27 @@ MODULES = {
     "lbclient.routing": (
         "routing.announcer routing.portion routing.routing routing.slow_start routing.subset routing.warm_up"
     ),
+    "lbclient.ejection.ejection": "options routing",
     "lbclient.policies.names": (
         "policies.least_request policies.loads policies.maglev policies.policy policies.prequal "
         "policies.ring_hash policies.rotation policies.sampling policies.sticky"
     ),
-    "lbclient.settings": "ejection health hedge limits options outcome retrying routing",
+    "lbclient.ejection.statistics": "ejection.ejection ejection.reason node",
     "lbclient.policies": (
         "policies.keys policies.least_request policies.loads policies.maglev policies.names "
         "policies.policy policies.prequal policies.ring_hash policies.rotation policies.sampling "
         "policies.sticky"
     ),
+    "lbclient.ejection.outlier_detector": (
+        "attempt ejection.ejection ejection.probes ejection.reason ejection.statistics ejection.tally "
+        "node outcome routing"
+    ),
     "lbclient.probing": "load_report node policies",
     "lbclient.route": "node policies routing",
-    "lbclient.balancer": "attempt call ejection node outcome policies route routing discovery",
+    "lbclient.ejection": "ejection.ejection ejection.outlier_detector",
+    "lbclient.routes": "call node policies policies.keys route routing",
+    "lbclient.balancer": "attempt call ejection node outcome policies route routes routing discovery",
+    "lbclient.settings": "ejection health hedge limits options outcome retrying routing",
     "lbclient.service": (
         "attempt balancer call errors hedging node options outcome passage policies probing retrying "
         "route settings discovery"
