@@ -83,10 +83,9 @@ class Balancer:
         """Whether a request for which there is no node is to fail at once."""
         return self._routing.panic == "fail" and not self.routes
 
-    @property
-    def wakes_at(self) -> float | None:
-        """When there may be a node for requests that wait because none is usable; None if others will tell."""
-        return None if self.routes or math.isinf(self._probes.next_at) else self._probes.next_at
+    def due_in(self, now: float) -> float | None:
+        """Seconds until a node may be due, for requests that wait because none is usable; None if they do not."""
+        return None if self.routes or math.isinf(self._probes.next_at) else max(0.0, self._probes.next_at - now)
 
     @property
     def usable(self) -> tuple[Node, ...]:

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any, Self
 from yarl import URL
 
 from discovery import Endpoint
+from lbclient.tally import Tally
 
 if TYPE_CHECKING:
     from aiohttp import ClientRequest
-
-    from lbclient.attempt import Attempt
-    from lbclient.ejection.tally import Tally
 
 __all__ = ["MEMORY", "NOWHERE", "NO_ATTEMPTS", "Group", "Node"]
 
@@ -143,7 +141,7 @@ class Node:
         self.unreachable = False
         self.returned_at = 0.0
         self.awaits_probe = False
-        self.probe: Attempt | None = None
+        self.probe: Any = None
         self.healthy = True
         self.leaving = False
         self.out = False
@@ -176,6 +174,11 @@ class Node:
         """Whether it is ejected, and an attempt decides whether it comes back."""
         return self.ejected_at is not None and (self.awaits_probe or self.probe is not None)
 
+    def begin_tally(self) -> Tally:
+        """Begin to count its attempts."""
+        self.tally = tally = Tally()
+        return tally
+
     def mark(self, *, healthy: bool | None = None, leaving: bool | None = None) -> None:
         """Set what is known of it; None leaves it as it is."""
         self.healthy = self.healthy if healthy is None else healthy
@@ -191,7 +194,7 @@ class Node:
         self.probe = None
         self.out = True
 
-    def restore(self, now: float, probe: Attempt | None) -> None:
+    def restore(self, now: float, probe: object) -> None:
         """End the ejection, thanks to this attempt if there is one."""
         self.ejected_at = self.ejected_until = None
         self.ejected_because = ""
@@ -231,12 +234,8 @@ class Node:
         It is no blame, so it does not count as a failure. But a server of which only fast answers count is never
         seen to be slow by callers that have a deadline.
         """
-        known = self.latency
-        if known is None:
-            # An attempt that was given up at once does not make a node fast.
-            known = _LONG
-        else:
-            known *= exp((self.learned_at - now) / MEMORY)
+        # An attempt that was given up at once does not make a node fast.
+        known = _LONG if self.latency is None else self.latency * exp((self.learned_at - now) / MEMORY)
         if elapsed >= known:
             self.latency = elapsed
             self.learned_at = now

@@ -8,8 +8,7 @@ from itertools import accumulate
 
 from lbclient.call import Call
 from lbclient.node import NOWHERE, Node
-from lbclient.policies import Policy
-from lbclient.policies.keys import hashed
+from lbclient.policies import Policy, hashed
 from lbclient.route import Route
 from lbclient.routing import Announcer, Portion, Routing
 

@@ -252,11 +252,8 @@ class Service:
         """Look again when an ejected node is due, should nothing else happen while no node is usable."""
         if self._alarm is not None:
             self._alarm.cancel()
-            self._alarm = None
-        wakes_at = self.balancer.wakes_at if self._queue else None
-        if wakes_at is not None:
-            delay = max(0.0, wakes_at - time.monotonic())
-            self._alarm = asyncio.get_running_loop().call_later(delay, self.released)
+        due_in = self.balancer.due_in(time.monotonic()) if self._queue else None
+        self._alarm = None if due_in is None else asyncio.get_running_loop().call_later(due_in, self.released)
 
     def answered(self, attempt: Attempt, response: ClientResponse, call: Call) -> None:
         """Show the head of an answer to a policy that wants to see it."""

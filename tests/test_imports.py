@@ -81,14 +81,12 @@ MODULES = {
         "registrar.registration registrar.standing registrar.upkeep url"
     ),
     "discovery.registrar": "registrar.registrar",
-    "lbclient.ejection.reason": "",
     "lbclient.errors": "",
     "lbclient.health.health_check": "",
     "lbclient.hedge": "",
     "lbclient.limits.limits": "",
     "lbclient.limits.throttle": "",
     "lbclient.load_report": "",
-    "lbclient.node": "discovery",
     "lbclient.options": "",
     "lbclient.passage": "",
     "lbclient.policies.keys": "",
@@ -98,12 +96,18 @@ MODULES = {
     "lbclient.routing.slow_start": "",
     "lbclient.routing.subset": "discovery",
     "lbclient.routing.where": "discovery",
-    "lbclient.call": "node",
-    "lbclient.drain": "node",
     "lbclient.health": "health.health_check",
     "lbclient.limits": "limits.limits limits.throttle",
     "lbclient.load_reporter": "load_report options",
     "lbclient.outcome": "errors",
+    "lbclient.retrying.retry": "outcome retrying.budget retrying.replay",
+    "lbclient.tally": "outcome",
+    "lbclient.node": "tally discovery",
+    "lbclient.retrying": "retrying.budget retrying.pushback retrying.replay retrying.retry",
+    "lbclient.attempt": "errors node outcome",
+    "lbclient.call": "node",
+    "lbclient.drain": "node",
+    "lbclient.ejection.finding": "node",
     "lbclient.policies.drawing": "node",
     "lbclient.policies.loads": "node",
     "lbclient.policies.ring": "node",
@@ -112,16 +116,14 @@ MODULES = {
     "lbclient.routing.portion": "node",
     "lbclient.routing.priorities": "node",
     "lbclient.routing.warm_up": "node routing.slow_start",
-    "lbclient.attempt": "errors node outcome",
     "lbclient.ejection.probes": "call node",
-    "lbclient.ejection.tally": "outcome",
+    "lbclient.hedging": "attempt hedge retrying",
     "lbclient.policies.bounded_load": "call node",
     "lbclient.policies.deadlines": "node policies.turns",
     "lbclient.policies.policy": "call node",
     "lbclient.policies.probe_pool": "node policies.loads",
     "lbclient.policies.sampling": "call node options policies.drawing policies.loads",
     "lbclient.policies.smooth": "node policies.turns",
-    "lbclient.retrying.retry": "outcome retrying.budget retrying.replay",
     "lbclient.routing.announcer": "routing.portion",
     "lbclient.routing.zones": "node routing.portion",
     "lbclient.policies.hashing": "call node options policies.bounded_load policies.keys",
@@ -131,11 +133,9 @@ MODULES = {
     ),
     "lbclient.policies.rotation": "call node options policies.deadlines policies.smooth policies.turns",
     "lbclient.policies.sticky": "call node options policies.keys policies.policy policies.sampling",
-    "lbclient.retrying": "retrying.budget retrying.pushback retrying.replay retrying.retry",
     "lbclient.routing.routing": (
         "node routing.portion routing.priorities routing.subset routing.where routing.zones discovery"
     ),
-    "lbclient.hedging": "attempt hedge retrying",
     "lbclient.policies.maglev": "policies.hashing policies.keys policies.table",
     "lbclient.policies.ring_hash": "policies.hashing policies.keys policies.ring",
     "lbclient.routing": (
@@ -146,20 +146,19 @@ MODULES = {
         "policies.least_request policies.loads policies.maglev policies.policy policies.prequal "
         "policies.ring_hash policies.rotation policies.sampling policies.sticky"
     ),
-    "lbclient.ejection.statistics": "ejection.ejection ejection.reason node",
+    "lbclient.ejection.statistics": "ejection.ejection ejection.finding node",
     "lbclient.policies": (
         "policies.keys policies.least_request policies.loads policies.maglev policies.names "
         "policies.policy policies.prequal policies.ring_hash policies.rotation policies.sampling "
         "policies.sticky"
     ),
     "lbclient.ejection.outlier_detector": (
-        "attempt ejection.ejection ejection.probes ejection.reason ejection.statistics ejection.tally "
-        "node outcome routing"
+        "attempt ejection.ejection ejection.finding ejection.probes ejection.statistics node outcome routing tally"
     ),
     "lbclient.probing": "load_report node policies",
     "lbclient.route": "node policies routing",
     "lbclient.ejection": "ejection.ejection ejection.outlier_detector",
-    "lbclient.routes": "call node policies policies.keys route routing",
+    "lbclient.routes": "call node policies route routing",
     "lbclient.balancer": "attempt call ejection node outcome policies route routes routing discovery",
     "lbclient.settings": "ejection health hedge limits options outcome retrying routing",
     "lbclient.service": (

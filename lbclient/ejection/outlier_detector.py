@@ -11,13 +11,13 @@ from typing import Any
 
 from lbclient.attempt import Attempt
 from lbclient.ejection.ejection import Ejection
+from lbclient.ejection.finding import Finding, Reason
 from lbclient.ejection.probes import Probes
-from lbclient.ejection.reason import Reason
-from lbclient.ejection.statistics import Finding, Rate, outliers
-from lbclient.ejection.tally import Tally
+from lbclient.ejection.statistics import Rate, outliers
 from lbclient.node import Node
 from lbclient.outcome import ANSWERS, Outcome
 from lbclient.routing import Routing
+from lbclient.tally import Tally
 
 __all__ = ["OutlierDetector"]
 
@@ -93,9 +93,7 @@ class OutlierDetector:
             return self._observe_ejected(node, attempt, outcome, now)
         if outcome in _SAY_NOTHING or attempt.started_at < node.returned_at:
             return ()
-        tally = node.tally
-        if tally is None:
-            tally = node.tally = Tally()
+        tally = node.tally or node.begin_tally()
         if outcome is Outcome.SUCCESS:
             node.connect_failures = 0
             tally.successes += 1
@@ -117,11 +115,10 @@ class OutlierDetector:
 
     def observe_body(self, attempt: Attempt, now: float) -> Collection[Node]:
         """Take in that the body broke off after the head was counted as a success; returns the same."""
-        node, tally = attempt.node, attempt.node.tally
+        node = attempt.node
+        tally = node.tally or node.begin_tally()
         if node.ejected_at is not None:
             return ()
-        if tally is None:
-            tally = node.tally = Tally()
         if attempt is node.probe and not tally.successes:
             return self._eject(Finding(node, Reason.PROBE, "the body of its probe's answer broke off"), now)
         if attempt.started_at < node.returned_at:
@@ -129,7 +126,7 @@ class OutlierDetector:
         tally.failed += tally.failed < tally.seen
         # It is no longer among those whose bodies may be good.
         attempt.observed = Outcome.FAULT
-        tally.fail_late(node)
+        tally.fail_late(node.attempts)
         return self._judge_row(node, tally, attempt, Outcome.FAULT, now)
 
     def restore(self, node: Node, probe: Attempt | None, now: float) -> Collection[Node]:
@@ -178,7 +175,7 @@ class OutlierDetector:
             return self._eject(Finding(node, Reason.CONNECT_FAILURES, because), now)
         if outcome in ANSWERS:
             node.connect_failures = 0
-        tally.fail(node, gateway=outcome is not Outcome.ERROR)
+        tally.fail(node.attempts, gateway=outcome is not Outcome.ERROR)
         return self._judge_row(node, tally, attempt, outcome, now)
 
     def _judge_row(

@@ -11,10 +11,10 @@ from math import fsum, sqrt
 from typing import NamedTuple
 
 from lbclient.ejection.ejection import Ejection
-from lbclient.ejection.reason import Reason
+from lbclient.ejection.finding import Finding, Reason
 from lbclient.node import Node
 
-__all__ = ["Bar", "Finding", "Rate", "outliers", "success_rate_bar"]
+__all__ = ["Bar", "Rate", "outliers", "success_rate_bar"]
 
 
 class Rate(NamedTuple):
@@ -23,14 +23,6 @@ class Rate(NamedTuple):
     node: Node
     seen: int
     failed: int
-
-
-class Finding(NamedTuple):
-    """A node that should be out, and why in words."""
-
-    node: Node
-    reason: Reason
-    because: str
 
 
 class Bar(NamedTuple):

@@ -38,7 +38,7 @@ class Announcer:
         panics = {portion.name: None for portion in portions if portion.panic}
         for portion in portions:
             if portion.panic and portion.name not in self._panics:
-                said = "%s: panic, too few nodes are usable: all %d are taken, ejected or not%s"
+                said = "%s: panic, too few nodes are usable: all %d are taken, usable or not%s"
                 log.warning(said, self._name, len(portion.nodes), portion.name and f" ({portion.name})")
         for name in self._panics:
             if name not in panics:

@@ -211,7 +211,7 @@ def test_panic_and_spilling_over_are_logged_when_they_begin_and_end(caplog: pyte
     assert said() == []
     world.eject("10.0.1.2")
     (begun, other) = said()
-    assert begun.startswith("users: panic, too few nodes are usable: all 4 are taken, ejected or not (priority 0)")
+    assert begun.startswith("users: panic, too few nodes are usable: all 4 are taken, usable or not (priority 0)")
     assert other.endswith("(priority 1)")
     world.balancer.update(endpoints(4, 4, zone="x"), 1.0)
     assert said() == [], "still the same"

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import Protocol
 
 from lbclient.outcome import Outcome
 
-if TYPE_CHECKING:
-    from lbclient.node import Node
-
 __all__ = ["Tally"]
+
+
+class Observed(Protocol):
+    """An attempt, as far as it matters here."""
+
+    observed: Outcome | None
 
 
 class Tally:
@@ -55,20 +59,20 @@ class Tally:
         """Failures in a row up to now."""
         return self.in_row if self.successes == self._successes_then else 0
 
-    def fail(self, node: Node, *, gateway: bool) -> None:
+    def fail(self, under_way: Iterable[Observed], *, gateway: bool) -> None:
         """Count an attempt that failed before there was a good head of an answer."""
         if self.successes != self._successes_then:
-            self._end_row(self._settled(node))
+            self._end_row(self._settled(under_way))
         self._count(gateway=gateway)
 
-    def fail_late(self, node: Node) -> None:
+    def fail_late(self, under_way: Iterable[Observed]) -> None:
         """Count an attempt whose body broke off after its head was counted as a success.
 
         Where many are under way at once, heads of later answers come before bodies break. So such a failure goes
         on with the row unless another answer was good to its end in between.
         """
         self.successes -= 1
-        settled = self._settled(node)
+        settled = self._settled(under_way)
         if settled > self._settled_then:
             self._end_row(settled)
         self._successes_then = self.successes
@@ -83,7 +87,7 @@ class Tally:
         self._successes_then = self.successes
         self._settled_then = settled
 
-    def _settled(self, node: Node) -> int:
+    def _settled(self, under_way: Iterable[Observed]) -> int:
         """How many of the successes are over: no body of theirs can break off any more."""
         # That of the attempt itself was taken back before, and counts as broken from now on.
-        return self.successes - sum(attempt.observed is Outcome.SUCCESS for attempt in node.attempts)
+        return self.successes - sum(attempt.observed is Outcome.SUCCESS for attempt in under_way)
