@@ -134,6 +134,7 @@ MODULES = {
     "lbclient.routing.routing": (
         "node routing.portion routing.priorities routing.subset routing.where routing.zones discovery"
     ),
+    "lbclient.tried": "attempt",
     "lbclient.policies.maglev": "policies.hashing policies.keys policies.table",
     "lbclient.policies.ring_hash": "policies.hashing policies.keys policies.ring",
     "lbclient.retrying": "retrying.budget retrying.pushback retrying.replay retrying.retries retrying.retry",
@@ -158,7 +159,7 @@ MODULES = {
         "attempt balancer call errors hedging node options outcome passage policies probing retrying "
         "route settings discovery"
     ),
-    "lbclient.exchange": "attempt errors outcome passage retrying service",
+    "lbclient.exchange": "attempt errors outcome passage retrying service tried",
     "lbclient.transport": (
         "drain ejection exchange health hedge limits options outcome passage policies retrying routing "
         "service settings discovery"
