@@ -25,9 +25,9 @@ def attempts(result: ClientResponse | BaseException) -> tuple[Attempt, ...]:
     # TooManyRedirects has a history as well.
     earlier = getattr(result, "history", ())
     last: Any = result
-    if isinstance(result, aiohttp.ClientResponseError) and not isinstance(result, aiohttp.TooManyRedirects):
+    if isinstance(result, aiohttp.ClientResponseError) and not hasattr(result, _ATTEMPTS):
         # Nothing else leads from there to the response.
-        last = result if hasattr(result, _ATTEMPTS) else result.request_info
+        last = result.request_info
     return tuple(attempt for r in (*earlier, last) for attempt in getattr(r, _ATTEMPTS, ()))
 
 
