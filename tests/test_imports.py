@@ -135,6 +135,7 @@ MODULES = {
     "lbclient.policies.smooth": "node policies.turns",
     "lbclient.routing.announcer": "routing.portion",
     "lbclient.routing.zones": "node routing.portion",
+    "lbclient.tried": "attempt",
     "lbclient.health.checker": "health.asking health.health_check health.state health.target node side_requests",
     "lbclient.hedging.race": (
         "attempt call errors hedging.entrant hedging.hedge hedging.latencies node outcome retrying"
@@ -181,7 +182,7 @@ MODULES = {
         "limits.throttle node options outcome passage policies probing refusals retrying route settings "
         "side_requests discovery"
     ),
-    "lbclient.exchange": "attempt errors outcome passage retrying service",
+    "lbclient.exchange": "attempt errors outcome passage retrying service tried",
     "lbclient.transport": (
         "drain ejection errors exchange health hedging limits options outcome passage policies retrying "
         "routing service settings discovery"
