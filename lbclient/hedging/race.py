@@ -41,7 +41,7 @@ class _Service(Protocol):
     @property
     def ledger(self) -> Ledger: ...
     def begin(self, call: Call) -> Attempt | None: ...
-    def judge(self, result: ClientResponse | BaseException) -> Outcome: ...
+    def judge(self, result: ClientResponse | BaseException) -> tuple[Outcome, bool]: ...
     def observe(self, attempt: Attempt, outcome: Outcome) -> None: ...
     def answered(self, attempt: Attempt, response: ClientResponse, call: Call) -> None: ...
 
@@ -211,8 +211,8 @@ class Hedging:
             others = [other for other in racing if other is not entrant]
             if not others and entrant is first:
                 return entrant
-            outcome = exchange.service.judge(entrant.response or entrant.error)
-            useful = self._is_useful(exchange, entrant.response, outcome)
+            outcome, said = exchange.service.judge(entrant.response or entrant.error)
+            useful = self._is_useful(exchange, entrant.response, outcome, said=said)
             racing.remove(entrant)
             if others and not useful:
                 exchange.attempt = others[0].attempt
@@ -224,11 +224,13 @@ class Hedging:
                 self._see_off(exchange, loser)
             return entrant
 
-    def _is_useful(self, exchange: Raced, response: ClientResponse | None, outcome: Outcome) -> bool:
+    def _is_useful(
+        self, exchange: Raced, response: ClientResponse | None, outcome: Outcome, *, said: bool
+    ) -> bool:
         if response is None:
             return False
         repeats = self._retry.repeats_answer
-        return outcome is Outcome.SUCCESS or not repeats(outcome, response.status, exchange.req)
+        return outcome is Outcome.SUCCESS or not repeats(outcome, response.status, exchange.req, said=said)
 
     def _fail(self, exchange: Raced, entrant: Entrant, outcome: Outcome) -> None:
         """Record a failure that does not decide, since the other attempt may still succeed."""
@@ -271,7 +273,7 @@ class Hedging:
         try:
             async with asyncio.timeout(self._hedge.linger):
                 response = await loser.task
-                outcome = service.judge(response)
+                outcome, _ = service.judge(response)
                 loser.told = True
                 attempt.error = "" if outcome is Outcome.SUCCESS else _LOST
                 service.observe(attempt, Outcome.SUCCESS if outcome is Outcome.SUCCESS else Outcome.OURS)
