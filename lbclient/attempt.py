@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
+import aiohttp
 from yarl import URL
 
 from lbclient.errors import NodeLeft
@@ -18,20 +20,25 @@ if TYPE_CHECKING:
 
 __all__ = ["Attempt"]
 
+# What aiohttp leaves in a body whose connection broke off, or which is none, or on which nothing came any more.
+_BROKEN = (aiohttp.ClientPayloadError, aiohttp.ClientOSError, aiohttp.ServerTimeoutError)
+
 
 class Attempt:
     """One try at one node, from the pick until the end of the body.
 
     Attributes:
         endpoint: where it went.
-        outcome: what it showed; None while it is under way.
+        outcome: what it showed; None while it is under way. A body that breaks off makes a fault of a success.
         elapsed: seconds until the head of the response, or until the failure.
         picked: why this node, in words.
-        error: what failed, in words; empty after a success.
+        error: what failed, in words, and why it was not tried again if that is not plain; empty after a success.
         sent: whether the request began to be written; sent_at: when, in `time.monotonic()` seconds.
+        websocket: refers to the websocket that it became, if that wants to say farewell before it is cut.
     """
 
     __slots__ = (
+        "_followed",
         "_on_land",
         "_req",
         "conn",
@@ -44,6 +51,7 @@ class Attempt:
         "sent",
         "sent_at",
         "started_at",
+        "websocket",
     )
 
     def __init__(self, node: Node, picked: str, on_land: Callable[[], None]) -> None:
@@ -58,6 +66,8 @@ class Attempt:
         self.sent_at: float | None = None
         self.conn: Connection | None = None
         self._req: ClientRequest | None = None
+        self._followed: tuple[ref[ClientResponse], Callable[[Attempt, Outcome], None]] | None = None
+        self.websocket: ref[Any] | None = None
         self.started_at = time.monotonic()
         node.in_flight += 1
         node.group.in_flight += 1
@@ -73,6 +83,11 @@ class Attempt:
         said = f"{self.endpoint.address}: {self.outcome.value if self.outcome else 'under way'}"
         said += f" after {self.elapsed * 1000:.1f} ms ({self.picked})"
         return f"{said}: {self.error}" if self.error else said
+
+    @property
+    def leaving(self) -> bool:
+        """Whether its node left, or said that it will: what lasts long should be begun anew, at another one."""
+        return self.node.left or self.node.leaving
 
     def aim(self, req: ClientRequest, url: URL, server_hostname: str | None) -> None:
         """Point the request at the node, and be told when it is written."""
@@ -92,6 +107,12 @@ class Attempt:
         conn.add_callback(self.land)
         return type(req).send(req, conn)
 
+    def follow(self, response: ClientResponse, on_break: Callable[[Attempt, Outcome], None]) -> None:
+        """See the body to its end; `on_break` is called with a fault if it breaks off."""
+        if self.conn is not None:
+            # The nodes know their attempts: a strong reference would keep a response that its owner has lost.
+            self._followed = ref(response), on_break
+
     def land(self) -> None:
         """The connection is free again, or there will be none: the attempt is over. Doing it twice is harmless."""
         node = self.node
@@ -102,6 +123,34 @@ class Attempt:
             self.conn = None
             self._req = None
             self._on_land()
+            if self._followed is not None:
+                self._look_at_body(*self._followed)
+
+    def _look_at_body(self, found: ref[ClientResponse], on_break: Callable[[Attempt, Outcome], None]) -> None:
+        self._followed = None
+        response = found()
+        broken = None if response is None else response.content.exception()
+        # Whoever closes a response before its end leaves another exception there; a node that has left is cut off
+        # in the end by this very client.
+        if isinstance(broken, _BROKEN) and not self.node.left:
+            self.error = f"{type(broken).__name__}: {broken}"
+            on_break(self, Outcome.FAULT)
+
+    def cut(self, answered: Exception, unanswered: Exception) -> None:
+        """End it here and now: who reads the body gets the first error, who waits for the head the second."""
+        conn, protocol = self.conn, None if self.conn is None else self.conn.protocol
+        if conn is not None and protocol is not None and conn.transport is not None:
+            # A private name that is read. If it vanishes, the reader has aiohttp's own error.
+            body = getattr(protocol, "_payload", None)
+            protocol.force_close()
+            if body is not None and not body.is_eof():
+                body.set_exception(answered)
+                # It forgets the body, or the end of the connection would become the reader's error.
+                protocol.abort()
+            else:
+                protocol.set_exception(unanswered)
+                conn.transport.abort()
+        self.land()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `elapsed` in seconds."""

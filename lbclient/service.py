@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -20,12 +19,16 @@ from lbclient.call import Call
 from lbclient.errors import NoEndpoints
 from lbclient.health.checker import Checker
 from lbclient.hedging import Hedging
+from lbclient.limits.lifetimes import attempts_within
+from lbclient.limits.slots import Slots
+from lbclient.limits.throttle import Meter
 from lbclient.node import Node
 from lbclient.options import service_host
-from lbclient.outcome import Outcome, classify, classify_answer
+from lbclient.outcome import Outcome, asked, classify, classify_answer
 from lbclient.passage import Passage
 from lbclient.policies import Policy
 from lbclient.probing import Prober, prequal_in
+from lbclient.refusals import closed, limit_reached, no_endpoints, throttled
 from lbclient.retrying import Ledger
 from lbclient.route import Route
 from lbclient.settings import Settings
@@ -58,6 +61,7 @@ class Service:
         ledger: the retries and hedges there may be.
         hedging: races attempts; None if they are not hedged.
         rng: where the pauses between attempts are drawn from.
+        slots: the attempts under way, and the requests that wait.
     """
 
     def __init__(
@@ -85,7 +89,12 @@ class Service:
         )
         self.ledger = Ledger(settings.retry.budget)
         self.hedging = None if settings.hedge is None else Hedging(settings.hedge, settings.retry)
-        self.rng = random.Random()
+        self.rng = rng = random.Random()
+        limits = settings.limits
+        reached = partial(limit_reached, name, limits, balancer)
+        self.slots = Slots(limits, self._begin_waiting, self._give_back, reached)
+        self._new_attempt = attempts_within(limits, rng.random)
+        self._meter = None if settings.throttle is None else Meter(settings.throttle, rng.random)
         self._shared = isinstance(origin, Watcher)
         if isinstance(origin, Watcher):
             self.watcher = origin
@@ -93,6 +102,8 @@ class Service:
             source = open_source(origin) if isinstance(origin, str) else origin
             self.watcher = Watcher(source, name=name, **watching)
         self._wait = wait_for_endpoints
+        # Deadlines of those who wait for the first snapshot.
+        self._deadlines: set[asyncio.Timeout] = set()
         self._on_left = on_left
         self._prober = prober if prequal_in(balancer.policy) is not None else None
         check = settings.health_check
@@ -101,8 +112,6 @@ class Service:
         )
         self._imitates = self._prober is not None or self._checker is not None
         self._unsubscribe: Callable[[], None] | None = None
-        self._queue: deque[tuple[asyncio.Future[Attempt], Call]] = deque()
-        self._serving = False
         self._known: tuple[Endpoint, ...] | None = None
         self._policy_name = type(balancer.policy).__name__
         self._key: Key | None = getattr(balancer.policy, "key", None)
@@ -111,6 +120,8 @@ class Service:
         # Whether anybody wants to see the heads of answers.
         self._watches = hasattr(balancer.policy, "answered")
         self._answered = self._watches or self._draining_header is not None
+        parts: dict[str, Any] = {"throttle": self._meter, "retries": self.ledger, "hedges": self.hedging}
+        self._tellers = {name: part.as_dict for name, part in parts.items() if hasattr(part, "as_dict")}
 
     def __repr__(self) -> str:
         return f"<Service {self.name}: {self.watcher.snapshot}>"
@@ -129,11 +140,16 @@ class Service:
             self.watcher.start()
 
     async def close(self) -> None:
-        """Stop to follow; whoever waits fails with `NoEndpoints`."""
+        """Stop to follow; whoever waits fails with `SessionClosing`, or `NoEndpoints` if there are none yet."""
+        self.slots.close(partial(closed, self.name))
         if self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None
-        if not self._shared:
+        if self._shared:
+            # It goes on without us, and they may wait for it in vain for long.
+            for deadline in self._deadlines:
+                deadline.reschedule(0.0)
+        else:
             await self.watcher.stop()
         if self._prober is not None:
             await self._prober.close()
@@ -142,10 +158,6 @@ class Service:
         await self._side.close()
         if self.hedging is not None:
             await self.hedging.close()
-        waiting, self._queue = self._queue, deque()
-        for turn, call in waiting:
-            if not turn.done():
-                turn.set_exception(self.no_endpoints(call))
 
     def _on_snapshot(self, snapshot: Snapshot) -> None:
         if snapshot.held:
@@ -160,7 +172,7 @@ class Service:
                     self._prober.forget(left)
             if self._checker is not None:
                 self._checker.update(self.balancer.nodes.values(), left)
-            self.released()
+            self.slots.wake()
 
     def _let_go(self) -> None:
         """Hold no endpoint that vanished from the registry and whose server fails as well."""
@@ -172,13 +184,14 @@ class Service:
 
     def _on_health_change(self) -> None:
         self._let_go()
-        self.released()  # a node that is back has room
+        self.slots.wake()  # a node that is back has room
 
     def enter(self, req: ClientRequest, passage: Passage) -> Call:
         """Take in a request; returns what the balancer may know of it.
 
         Raises:
             TypeError: for a key that is no string.
+            Throttled: if the servers refuse too much.
         """
         if self._imitates:
             self._side.imitate(req)
@@ -190,50 +203,50 @@ class Service:
         if key is not None and not isinstance(key, str):
             raise TypeError(f"key must be a string, or a function that returns one or None, not {key!r}")
         call = Call(key, time.monotonic(), None if self._session is None else self._session(req))
+        if self._meter is not None and self._meter.refuses(call.now):
+            raise throttled(self.name, self._meter)
         self.ledger.deposit(call.now)
         return call
 
-    def judge(self, result: ClientResponse | BaseException) -> Outcome:
-        """What the end of an attempt shows about its node."""
-        if self.settings.classify is not None and (said := self.settings.classify(result)) is not None:
-            return said
-        return classify(result) if isinstance(result, BaseException) else classify_answer(result)
+    def judge(self, result: ClientResponse | BaseException) -> tuple[Outcome, bool]:
+        """What the end of an attempt shows about its node, and whether that is what the user's `classify` says."""
+        if (said := asked(self.settings.classify, result)) is not None:
+            return said, True
+        return classify(result) if isinstance(result, BaseException) else classify_answer(result), False
 
     def begin(self, call: Call) -> Attempt | None:
         """Begin an attempt at a node that was not tried yet; None if something has to be waited for."""
-        if self._queue or not self.balancer.nodes:
+        slots = self.slots
+        if slots.waiting or slots.in_flight >= slots.most or not self.balancer.nodes:
             return None
         return self._begin(call)
 
     def _begin(self, call: Call) -> Attempt | None:
-        if not self.balancer.nodes:
-            raise self.no_endpoints(call)
         call.now = time.monotonic()
         node = self.balancer.pick(call)
-        return None if node is None else Attempt(node, self._reason(node, call), self.released)
+        if node is None:
+            return None
+        self.slots.in_flight += 1
+        return self._new_attempt(node, self._reason(node, call), self.slots.free)
+
+    def _begin_waiting(self, call: Call) -> Attempt | None:
+        if not self.balancer.nodes:
+            raise self._no_endpoints(call)
+        return self._begin(call)
 
     async def wait_and_begin(self, call: Call) -> Attempt:
         """Wait for the first snapshot and for a free slot, then begin an attempt.
 
         Raises:
             NoEndpoints: if there is none.
+            LimitReached: if no slot comes free in time, or too many requests wait for one.
+            SessionClosing: if the service was closed.
         """
-        if not self.balancer.nodes:
+        if not self.balancer.nodes and self.slots.closed is None:
             await self._first_snapshot(call)
             if (attempt := self.begin(call)) is not None:
                 return attempt
-        turn: asyncio.Future[Attempt] = asyncio.get_running_loop().create_future()
-        self._queue.append((turn, call))
-        # Those ahead may all wait for nodes that they did not try yet, and this one would take another.
-        self.released()
-        try:
-            return await turn
-        except BaseException:
-            if not turn.cancel() and not turn.cancelled() and turn.exception() is None:
-                # It was cancelled just as its turn had come.
-                turn.result().land()
-                self.observe(turn.result(), Outcome.OURS)
-            raise
+        return await self.slots.wait(call)
 
     def observe(self, attempt: Attempt, outcome: Outcome) -> None:
         """Record what the attempt showed, up to now."""
@@ -243,34 +256,14 @@ class Service:
         self.balancer.observe(attempt, outcome, now)
         if attempt.node.ejected_at is not None and attempt.node.address in self.watcher.snapshot.held:
             self._let_go()
-        if self._queue:
-            self.released()  # a node that is back has room
+        if self._meter is not None:
+            self._meter.observe(outcome, now)
+        if self.slots.waiting:
+            self.slots.wake()  # a node that is back has room
 
-    def released(self) -> None:
-        """There may be room for those who wait."""
-        # Later, since the attempt that ended here and now is still to be observed.
-        if self._queue and not self._serving:
-            self._serving = True
-            asyncio.get_running_loop().call_soon(self._serve)
-
-    def _serve(self) -> None:
-        """Begin an attempt for each who waits and whom there is room for; who waits longest is first."""
-        self._serving = False
-        waiting, self._queue = self._queue, deque()
-        full = False
-        for turn, call in waiting:
-            if turn.done():
-                continue
-            try:
-                attempt = None if full and not call.tried else self._begin(call)
-            except Exception as error:  # noqa: BLE001 - whatever a policy raises, those behind are still to be served
-                turn.set_exception(error)
-                continue
-            if attempt is not None:
-                turn.set_result(attempt)
-            else:
-                full = full or not call.tried
-                self._queue.append((turn, call))
+    def _give_back(self, attempt: Attempt) -> None:
+        attempt.land()
+        self.observe(attempt, Outcome.OURS)
 
     def answered(self, attempt: Attempt, response: ClientResponse, call: Call) -> None:
         """Show the head of an answer to those who want to see it."""
@@ -293,22 +286,18 @@ class Service:
         self.follow()
         if self.watcher.snapshot.version == 0:
             try:
-                await self.watcher.ready(self._wait)
+                async with asyncio.timeout(None) as deadline:
+                    self._deadlines.add(deadline)
+                    await self.watcher.ready(self._wait)
             except (TimeoutError, RuntimeError):
-                raise self.no_endpoints(call) from None
+                raise self._no_endpoints(call) from None
+            finally:
+                self._deadlines.discard(deadline)
         if not self.balancer.nodes:
-            raise self.no_endpoints(call)
+            raise self._no_endpoints(call)
 
-    def no_endpoints(self, call: Call) -> NoEndpoints:
-        """The error that says what is known."""
-        snapshot = self.watcher.snapshot
-        healthy = sum(not node.out for node in self.balancer.nodes.values())
-        waited = f" after waiting {self._wait:g} s" if snapshot.version == 0 else ""
-        return NoEndpoints(
-            f"service {self.name!r} has no endpoint{waited}: {len(snapshot.endpoints)} known, "
-            f"{len(self.balancer.nodes)} matching, {healthy} healthy, {len(call.tried)} tried; "
-            f"discovery ({self.watcher.source!r}): {snapshot}"
-        )
+    def _no_endpoints(self, call: Call) -> NoEndpoints:
+        return no_endpoints(self.name, self.watcher, self.balancer, tried=len(call.tried), wait=self._wait)
 
     def as_dict(self) -> dict[str, Any]:
         """The live state as plain data."""
@@ -320,7 +309,8 @@ class Service:
             **snapshot,
             "counts": dict(self.watcher.counts),
             **probes,
-            "waiting": sum(not turn.done() for turn, _ in self._queue),
+            **self.slots.as_dict(),
+            **{name: told() for name, told in self._tellers.items()},
             **self.balancer.as_dict(time.monotonic()),
         }
         if self._checker is not None:

@@ -82,25 +82,22 @@ MODULES = {
     ),
     "discovery.registrar": "registrar.registrar",
     "lbclient.errors": "",
-    "lbclient.hedge": "",
-    "lbclient.limits.limits": "",
-    "lbclient.limits.throttle": "",
+    "lbclient.hedging.latencies": "",
     "lbclient.load_report": "",
     "lbclient.metrics": "",
     "lbclient.node": "discovery",
     "lbclient.options": "",
     "lbclient.passage": "",
     "lbclient.policies.keys": "",
-    "lbclient.retrying.budget": "",
     "lbclient.retrying.pushback": "",
     "lbclient.retrying.replay": "",
     "lbclient.routing.slow_start": "",
     "lbclient.routing.subset": "discovery",
     "lbclient.routing.where": "discovery",
     "lbclient.call": "node",
-    "lbclient.drain": "node",
     "lbclient.health.health_check": "options",
-    "lbclient.limits": "limits.limits limits.throttle",
+    "lbclient.hedging.hedge": "options",
+    "lbclient.limits.limits": "options",
     "lbclient.load_reporter": "load_report options",
     "lbclient.outcome": "errors",
     "lbclient.policies.drawing": "node",
@@ -108,6 +105,7 @@ MODULES = {
     "lbclient.policies.ring": "node",
     "lbclient.policies.table": "node",
     "lbclient.policies.turns": "node",
+    "lbclient.retrying.budget": "options",
     "lbclient.routing.portion": "node",
     "lbclient.routing.priorities": "node",
     "lbclient.routing.warm_up": "node routing.slow_start",
@@ -116,18 +114,24 @@ MODULES = {
     "lbclient.ejection.ejection": "node outcome",
     "lbclient.health": "health.health_check",
     "lbclient.health.state": "health.health_check",
+    "lbclient.limits.throttle": "options outcome",
     "lbclient.policies.bounded_load": "call node",
     "lbclient.policies.deadlines": "node policies.turns",
     "lbclient.policies.policy": "call node",
     "lbclient.policies.probe_pool": "node policies.loads",
     "lbclient.policies.sampling": "call node options policies.drawing policies.loads",
     "lbclient.policies.smooth": "node policies.turns",
-    "lbclient.retrying.retry": "outcome retrying.budget retrying.replay",
+    "lbclient.retrying.retry": "options outcome retrying.budget retrying.replay",
     "lbclient.routing.announcer": "routing.portion",
     "lbclient.routing.zones": "node routing.portion",
+    "lbclient.drain": "attempt errors node",
     "lbclient.ejection": "ejection.ejection",
     "lbclient.health.asking": "health.health_check health.state node outcome side_requests",
     "lbclient.health.target": "health.health_check health.state node",
+    "lbclient.hedging.entrant": "attempt",
+    "lbclient.limits": "limits.limits limits.throttle",
+    "lbclient.limits.lifetimes": "attempt limits.limits node",
+    "lbclient.limits.slots": "attempt call limits.limits",
     "lbclient.policies.hashing": "call node options policies.bounded_load policies.keys",
     "lbclient.policies.least_request": "call node options policies.loads policies.smooth policies.turns",
     "lbclient.policies.prequal": (
@@ -135,22 +139,25 @@ MODULES = {
     ),
     "lbclient.policies.rotation": "call node options policies.deadlines policies.smooth policies.turns",
     "lbclient.policies.sticky": "call node options policies.keys policies.policy policies.sampling",
-    "lbclient.retrying": "retrying.budget retrying.pushback retrying.replay retrying.retry",
+    "lbclient.retrying.retries": "outcome retrying.budget retrying.retry",
     "lbclient.routing.routing": (
         "node routing.portion routing.priorities routing.subset routing.where routing.zones discovery"
     ),
     "lbclient.health.checker": "health.asking health.health_check health.state health.target node side_requests",
-    "lbclient.hedging": "attempt hedge retrying",
     "lbclient.policies.maglev": "policies.hashing policies.keys policies.table",
     "lbclient.policies.ring_hash": "policies.hashing policies.keys policies.ring",
+    "lbclient.retrying": "retrying.budget retrying.pushback retrying.replay retrying.retries retrying.retry",
     "lbclient.routing": (
         "routing.announcer routing.portion routing.routing routing.slow_start routing.subset routing.warm_up"
+    ),
+    "lbclient.hedging.race": (
+        "attempt call errors hedging.entrant hedging.hedge hedging.latencies node outcome retrying"
     ),
     "lbclient.policies.names": (
         "policies.least_request policies.loads policies.maglev policies.policy policies.prequal "
         "policies.ring_hash policies.rotation policies.sampling policies.sticky"
     ),
-    "lbclient.settings": "ejection health hedge limits options outcome retrying routing",
+    "lbclient.hedging": "hedging.hedge hedging.race",
     "lbclient.policies": (
         "policies.keys policies.least_request policies.loads policies.maglev policies.names "
         "policies.policy policies.prequal policies.ring_hash policies.rotation policies.sampling "
@@ -158,19 +165,23 @@ MODULES = {
     ),
     "lbclient.probing": "load_report node policies side_requests",
     "lbclient.route": "node policies routing",
+    "lbclient.settings": "ejection health hedging limits options outcome retrying routing",
     "lbclient.balancer": "attempt call ejection node outcome policies route routing discovery",
+    "lbclient.refusals": "balancer errors limits.limits limits.throttle discovery",
     "lbclient.service": (
-        "attempt balancer call errors health.checker hedging node options outcome passage policies "
-        "probing retrying route settings side_requests discovery"
+        "attempt balancer call errors health.checker hedging limits.lifetimes limits.slots "
+        "limits.throttle node options outcome passage policies probing refusals retrying route settings "
+        "side_requests discovery"
     ),
     "lbclient.exchange": "attempt errors outcome passage retrying service",
     "lbclient.transport": (
-        "drain ejection exchange health hedge limits options outcome passage policies retrying routing "
-        "service settings discovery"
+        "drain ejection errors exchange health hedging limits options outcome passage policies retrying "
+        "routing service settings discovery"
     ),
+    "lbclient.websocket": "exchange",
     "lbclient.session": (
-        "ejection health hedge limits options outcome passage policies retrying routing settings "
-        "transport discovery"
+        "ejection errors health hedging limits options outcome passage policies retrying routing "
+        "settings transport websocket discovery"
     ),
 }
 
