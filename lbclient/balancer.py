@@ -257,7 +257,7 @@ class Balancer:
             self._regroup()
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def together(self, now: float) -> Iterator[None]:  # noqa: ARG002 - as in the others
         """Several changes at once: the routes are made anew after all of them, once."""
         self._stale = False
         try:
