@@ -12,7 +12,7 @@ from yarl import URL
 
 from lbclient.errors import NodeLeft
 from lbclient.node import NO_ATTEMPTS, Node
-from lbclient.outcome import Outcome
+from lbclient.outcome import FAILURES, Outcome
 
 if TYPE_CHECKING:
     from aiohttp import ClientRequest, ClientResponse
@@ -130,9 +130,10 @@ class Attempt:
         self._followed = None
         response = found()
         broken = None if response is None else response.content.exception()
-        # Whoever closes a response before its end leaves another exception there; a node that has left is cut off
-        # in the end by this very client.
-        if isinstance(broken, _BROKEN) and not self.node.left:
+        # Whoever closes a response before its end leaves another exception there. A node that has left is cut off
+        # in the end by this very client, and one failure must not count twice.
+        counted = self.node.left or self.outcome in FAILURES
+        if isinstance(broken, _BROKEN) and not counted:
             self.error = f"{type(broken).__name__}: {broken}"
             on_break(self, Outcome.FAULT)
 

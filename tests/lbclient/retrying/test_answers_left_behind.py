@@ -11,11 +11,11 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from rig import Answer, Prefer, drop, hang, in_flight, local, node_of, ok, until, wire
+from rig import Answer, Prefer, black_hole, drop, hang, in_flight, local, node_of, ok, until, wire
 from yarl import URL
 
 from discovery import Static
-from lbclient import BalancedSession, BalancingMiddleware, Outcome, Retry, attempts
+from lbclient import BalancedSession, BalancingMiddleware, Outcome, Retry, RoundRobin, attempts
 
 AT_ONCE = Retry(backoff=0)
 
@@ -121,6 +121,39 @@ async def test_the_exception_of_raise_for_status_knows_the_attempts(whose: str) 
                 await ask()
             assert in_flight(session) == 0
     assert outcomes(caught.value) == [Outcome.GATEWAY] * 3
+
+
+async def test_a_policy_that_raises_at_an_answer_leaks_nothing() -> None:
+    class Bad(RoundRobin):
+        def answered(self, *_: object) -> None:
+            raise RuntimeError("oops")
+
+    async with local(ok) as server, BalancedSession(Static([server.address]), policy=Bad) as session:
+        with pytest.raises(RuntimeError, match="oops"):
+            await session.get("/x")
+        assert in_flight(session) == 0
+        assert session.client_session.connector is not None
+        assert not session.client_session.connector._acquired
+
+
+async def test_attempts_say_nothing_of_the_query() -> None:
+    """It may hold a secret, and what they say goes to logs."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+
+    async with wire(talk) as garbage, black_hole() as hole:
+        services = Static([hole, garbage])
+        async with BalancedSession(services, policy=Prefer(hole), connect_timeout=0.02) as session:
+            with pytest.raises(aiohttp.ClientResponseError) as caught:
+                await session.get("/path?token=hush%20hush")
+    for attempt, kind in zip(
+        attempts(caught.value), ("ConnectionTimeoutError", "ClientResponseError"), strict=True
+    ):
+        assert kind in attempt.error
+        assert "/path" in attempt.error
+        assert "hush" not in str(attempt)
 
 
 async def test_too_many_redirects_counts_each_hop_once() -> None:

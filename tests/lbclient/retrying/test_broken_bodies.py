@@ -69,6 +69,16 @@ async def test_a_body_that_nobody_reads_breaks_off_all_the_same() -> None:
         assert [attempt.outcome for attempt in attempts(response)] == [Outcome.FAULT]
 
 
+async def test_an_attempt_that_failed_anyway_is_not_counted_twice() -> None:
+    answer = b"HTTP/1.1 500 Oops\r\nContent-Length: 10\r\n\r\nhalf"
+    async with wire(answering(answer)) as address, BalancedSession(Static([address])) as session:
+        async with session.get("/x") as response:
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await response.read()
+        assert [attempt.outcome for attempt in attempts(response)] == [Outcome.ERROR]
+        assert node_of(session, address)["failures"] == 1
+
+
 @pytest.mark.parametrize("how", ["close", "release", "cancel", "exit", "total"])
 async def test_an_early_end_on_purpose_is_no_fault(how: str) -> None:
     async with (
