@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rig import Gate, Prefer, local, until
 
 from discovery import Memory, Static
-from lbclient import BalancedSession, BalancingMiddleware, HealthCheck, Prequal
+from lbclient import BalancedSession, BalancingMiddleware, HealthCheck, Hedge, Prequal, Throttle
 from lbclient.metrics import NODE_ROWS, SERVICE_ROWS, Collector
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -271,6 +271,28 @@ def test_each_row_reads_its_place_and_nothing_if_there_is_none(row: Any) -> None
     for length in range(len(row.path) + 1):
         assert list(row.samples(at(row.path[:length], {}) if row.label else at(row.path, None))) == []
         assert list(row.samples(at(row.path[:length], None) or {})) == []
+
+
+async def test_a_session_with_everything_has_what_the_table_names() -> None:
+    """But for what has not happened yet: mappings that have no keys before the first time."""
+    async with (
+        local() as server,
+        local() as other,
+        BalancedSession(
+            Static([server.address, other.address]),
+            policy=Prequal,
+            hedge=Hedge(),
+            throttle=Throttle(),
+            health_check=HealthCheck(),
+        ) as session,
+        served(Collector(session)) as url,
+    ):
+        await get(session)
+        names = {name.removesuffix("_total") for name, _ in await scrape(url)}
+    # With them come the counts of ejections.
+    later = {"ejections", "ejections_not_enforced", "returns"}
+    expected = {f"lbclient_{row.name}" for row in (*SERVICE_ROWS, *NODE_ROWS) if row.name not in later}
+    assert expected - names == set()
 
 
 async def test_the_names_keep_to_prometheus_conventions() -> None:
