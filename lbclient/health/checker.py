@@ -87,6 +87,8 @@ class Checker:
         self._paused = False
         self._changed: dict[Target, str] = {}
         self._telling: asyncio.TimerHandle | None = None
+        # Checks that were cancelled at the end.
+        self._ending: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -125,19 +127,24 @@ class Checker:
         if target is not None and not target.state.leaving and target.state.learn(Verdict.DRAINING):
             self._note(target, f"it answered with {self._check.draining_header}")
 
-    async def close(self) -> None:
+    def stop(self) -> None:
         """Cancel all checks, and forget the nodes."""
         for timer in (self._timer, self._telling):
             if timer is not None:
                 timer.cancel()
         self._timer = self._telling = None
-        tasks = [target.task for target in self._targets.values() if target.task is not None]
+        self._ending += [target.task for target in self._targets.values() if target.task is not None]
         for target in self._targets.values():
             self._forget(target)
         self._targets.clear()
         self._due.clear()
         self._changed.clear()
-        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Stop, and wait until the checks under way have ended."""
+        self.stop()
+        await asyncio.gather(*self._ending, return_exceptions=True)
+        self._ending.clear()
 
     def describe_in(self, state: dict[str, Any]) -> None:
         """Add what the checks showed to a description of the service and its nodes, as plain data."""
