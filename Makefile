@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint type fmt registries-up registries-down bench bench-outages bench-scale bench-pick simulate soak clean
+.PHONY: help demo test check lint type fmt registries-up registries-down bench bench-outages bench-scale bench-pick simulate docs soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,7 @@ registries-down: ## stop them and drop their data
 
 bench: $(READY) ## what a balanced request costs beside a bare one, and how fast a change arrives
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/attempt_loop.py
 	$(BIN)/python benchmarks/propagation.py
 
 bench-outages: $(READY) ## how soon an outage of a registry is known and over, some minutes
@@ -53,6 +54,9 @@ bench-pick: $(READY) ## what a pick and a change of the set cost with 3, 100 and
 simulate: $(READY) ## compare the policies in virtual time, some minutes; plots in OUT=simulated (ARGS="--help")
 	$(BIN)/python -m pip install --quiet --group simulation
 	$(BIN)/python benchmarks/simulate.py --out $(or $(OUT),simulated) $(ARGS)
+
+docs: $(READY) ## write docs/defaults.md from the code
+	$(BIN)/python docs/defaults.py
 
 soak: $(READY) ## ten minutes of random changes and disasters on real registries (SECONDS=n for each)
 	LBCLIENT_SOAK_SECONDS=$(or $(SECONDS),200) LBCLIENT_SOAK_SEED=$${RANDOM_SEED:-$$(date +%s)} \

@@ -20,8 +20,8 @@ class Backoff:
 
     Attributes:
         base: seconds before the second retry, and the longest time before the first one.
-        factor: growth per retry.
-        jitter: share by which a delay is moved up or down at random.
+        factor: growth per retry (gRPC: 1.6).
+        jitter: share by which a delay is moved up or down at random (gRPC: 0.2).
         cap: the longest delay in seconds, before jitter.
     """
 

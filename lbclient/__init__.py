@@ -1,10 +1,18 @@
 """Client-side load balancing for asyncio: a balancer inside aiohttp's `ClientSession`."""
 
 from lbclient.ejection import Ejection
-from lbclient.errors import AttemptsFailed, LBError, NoEndpoints
+from lbclient.errors import (
+    AttemptsFailed,
+    LBError,
+    LimitReached,
+    NoEndpoints,
+    ResponseCut,
+    SessionClosing,
+    Throttled,
+)
 from lbclient.exchange import attempts
 from lbclient.health import HealthCheck
-from lbclient.hedge import Hedge
+from lbclient.hedging import Hedge
 from lbclient.limits import Limits, Throttle
 from lbclient.load_reporter import LoadReporter
 from lbclient.outcome import Outcome
@@ -41,6 +49,7 @@ __all__ = [
     "Hedge",
     "LBError",
     "LeastRequest",
+    "LimitReached",
     "Limits",
     "LoadReporter",
     "Maglev",
@@ -50,14 +59,17 @@ __all__ = [
     "PowerOfTwo",
     "Prequal",
     "Random",
+    "ResponseCut",
     "Retry",
     "RingHash",
     "RoundRobin",
     "Routing",
+    "SessionClosing",
     "SlowStart",
     "Sticky",
     "Subset",
     "Throttle",
+    "Throttled",
     "WeightedRoundRobin",
     "attempts",
     "cookie",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
+import aiohttp
 from yarl import URL
 
 from lbclient.errors import NodeLeft
 from lbclient.node import NO_ATTEMPTS, Node
-from lbclient.outcome import Outcome
+from lbclient.outcome import FAILURES, Outcome
 
 if TYPE_CHECKING:
     from aiohttp import ClientRequest, ClientResponse
@@ -18,21 +20,26 @@ if TYPE_CHECKING:
 
 __all__ = ["Attempt"]
 
+# What aiohttp leaves in a body whose connection broke off, or which is none, or on which nothing came any more.
+_BROKEN = (aiohttp.ClientPayloadError, aiohttp.ClientOSError, aiohttp.ServerTimeoutError)
+
 
 class Attempt:
     """One try at one node, from the pick until the end of the body.
 
     Attributes:
         endpoint: where it went.
-        outcome: what it showed; None while it is under way.
+        outcome: what it showed; None while it is under way. A body that breaks off makes a fault of a success.
         elapsed: seconds until the head of the response, or until the failure.
         picked: why this node, in words.
-        error: what failed, in words; empty after a success.
+        error: what failed, in words, and why it was not tried again if that is not plain; empty after a success.
         sent: whether the request began to be written; sent_at: when, in `time.monotonic()` seconds.
+        websocket: refers to the websocket that it became, if that wants to say farewell before it is cut.
         observed: the outcome that the balancer has learned from; None before.
     """
 
     __slots__ = (
+        "_followed",
         "_on_land",
         "_req",
         "conn",
@@ -46,6 +53,7 @@ class Attempt:
         "sent",
         "sent_at",
         "started_at",
+        "websocket",
     )
 
     def __init__(self, node: Node, picked: str, on_land: Callable[[], None]) -> None:
@@ -61,6 +69,8 @@ class Attempt:
         self.sent_at: float | None = None
         self.conn: Connection | None = None
         self._req: ClientRequest | None = None
+        self._followed: tuple[ref[ClientResponse], Callable[[Attempt, Outcome], None]] | None = None
+        self.websocket: ref[Any] | None = None
         self.started_at = time.monotonic()
         node.in_flight += 1
         node.group.in_flight += 1
@@ -80,6 +90,11 @@ class Attempt:
         said += f" after {self.elapsed * 1000:.1f} ms ({self.picked})"
         return f"{said}: {self.error}" if self.error else said
 
+    @property
+    def leaving(self) -> bool:
+        """Whether its node left, or said that it will: what lasts long should be begun anew, at another one."""
+        return self.node.left or self.node.leaving
+
     def aim(self, req: ClientRequest, url: URL, server_hostname: str | None) -> None:
         """Point the request at the node, and be told when it is written."""
         self.node.aim(req, url, server_hostname)
@@ -98,6 +113,12 @@ class Attempt:
         conn.add_callback(self.land)
         return type(req).send(req, conn)
 
+    def follow(self, response: ClientResponse, on_break: Callable[[Attempt, Outcome], None]) -> None:
+        """See the body to its end; `on_break` is called with a fault if it breaks off."""
+        if self.conn is not None:
+            # The nodes know their attempts: a strong reference would keep a response that its owner has lost.
+            self._followed = ref(response), on_break
+
     def land(self) -> None:
         """The connection is free again, or there will be none: the attempt is over. Doing it twice is harmless."""
         node = self.node
@@ -108,6 +129,35 @@ class Attempt:
             self.conn = None
             self._req = None
             self._on_land()
+            if self._followed is not None:
+                self._look_at_body(*self._followed)
+
+    def _look_at_body(self, found: ref[ClientResponse], on_break: Callable[[Attempt, Outcome], None]) -> None:
+        self._followed = None
+        response = found()
+        broken = None if response is None else response.content.exception()
+        # Whoever closes a response before its end leaves another exception there. A node that has left is cut off
+        # in the end by this very client, and one failure must not count twice.
+        counted = self.node.left or self.outcome in FAILURES
+        if isinstance(broken, _BROKEN) and not counted:
+            self.error = f"{type(broken).__name__}: {broken}"
+            on_break(self, Outcome.FAULT)
+
+    def cut(self, answered: Exception, unanswered: Exception) -> None:
+        """End it here and now: who reads the body gets the first error, who waits for the head the second."""
+        conn, protocol = self.conn, None if self.conn is None else self.conn.protocol
+        if conn is not None and protocol is not None and conn.transport is not None:
+            # A private name that is read. If it vanishes, the reader has aiohttp's own error.
+            body = getattr(protocol, "_payload", None)
+            protocol.force_close()
+            if body is not None and not body.is_eof():
+                body.set_exception(answered)
+                # It forgets the body, or the end of the connection would become the reader's error.
+                protocol.abort()
+            else:
+                protocol.set_exception(unanswered)
+                conn.transport.abort()
+        self.land()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `elapsed` in seconds."""

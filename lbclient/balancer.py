@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from discovery import Endpoint
@@ -20,8 +20,6 @@ from lbclient.routes import Routes
 from lbclient.routing import Pace, Routing, SlowStart, WarmUp
 
 __all__ = ["Balancer"]
-
-log = logging.getLogger(__name__)
 
 # How often another node is looked for instead of one that is being warmed up. With half of the nodes new, one in
 # a thousand requests is refused this often.
@@ -72,6 +70,8 @@ class Balancer:
         self._slow_start = slow_start
         longer = [each for each in (ejection.slow_start, slow_start) if each is not None]
         self._return = max(longer, key=lambda each: each.window, default=None)
+        # While several changes come together: the nodes that they moved.
+        self._moved: list[Node] | None = None
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -244,15 +244,12 @@ class Balancer:
         """Take a node out, or back in, that active health checks found ill or well."""
         if node.healthy is not healthy and not node.left:
             node.mark(healthy=healthy)
-            level = logging.INFO if healthy else logging.WARNING
-            log.log(level, "%s: %s is %s", self.name, node.address, "healthy" if healthy else "unhealthy")
             self._move((node,), now)
 
     def set_leaving(self, node: Node, *, leaving: bool, now: float) -> None:
         """Take a node out that said that it is about to stop, or back in since it says so no longer."""
         if node.leaving is not leaving and not node.left:
             node.mark(leaving=leaving)
-            log.info("%s: %s is %s", self.name, node.address, "about to stop" if leaving else "back")
             self._move((node,), now)
 
     def health_confirmed(self, node: Node, now: float) -> None:
@@ -266,8 +263,22 @@ class Balancer:
         if node.unreachable:
             self._move(self._detector.restore(node, None, now), now)
 
+    @contextmanager
+    def together(self, now: float) -> Iterator[None]:
+        """Several changes of health at once: the routes are made anew after all of them, once."""
+        self._moved = []
+        try:
+            yield
+        finally:
+            moved, self._moved = self._moved, None
+            if moved:
+                self._move(moved, now)
+
     def _move(self, nodes: Collection[Node], now: float) -> None:
         """Nodes were taken out, or let back in."""
+        if self._moved is not None:
+            self._moved += nodes
+            return
         for node in nodes:
             if node.out:
                 self._warm_up.forget(node)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import aiohttp
 
-__all__ = ["AttemptsFailed", "LBError", "NoEndpoints", "NodeLeft"]
+__all__ = [
+    "AttemptsFailed",
+    "LBError",
+    "LimitReached",
+    "NoEndpoints",
+    "NodeLeft",
+    "ResponseCut",
+    "SessionClosing",
+    "Throttled",
+]
 
 
 class LBError(aiohttp.ClientConnectionError):
@@ -28,4 +37,31 @@ class AttemptsFailed(LBError):  # noqa: N818 - as above
 
     Only raised by a `BalancingMiddleware` in a `ClientSession` of somebody else; a `BalancedSession` raises
     aiohttp's own exceptions.
+    """
+
+
+class LimitReached(LBError):  # noqa: N818 - as above
+    """No slot came free in time, or too many requests wait for one; the message names the option.
+
+    No attempt was made for which it is raised; those that were made before are in `attempts(error)`.
+    """
+
+
+class Throttled(LBError):  # noqa: N818 - as above
+    """The servers refuse so much that the request was not sent at all: see `Throttle`."""
+
+
+class SessionClosing(LBError):  # noqa: N818 - as above
+    """The session, or the balancer in it, is being closed or was closed: it makes no further attempts.
+
+    A request that was under way has it only if it had no answer yet when the time to drain was over. It may have
+    been sent by then: `attempts(error)` says so.
+    """
+
+
+class ResponseCut(LBError, aiohttp.ClientPayloadError):  # noqa: N818 - as above
+    """The rest of a response was given up: its node left long enough ago, or the session was closed.
+
+    Whoever reads the body gets it, or finds it as `exception()` of a websocket. It is a `ClientPayloadError`, as
+    after a connection that broke, so that code that opens streams anew does so after this one as well.
     """

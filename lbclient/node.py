@@ -277,6 +277,10 @@ class Node:
         req.server_hostname = server_hostname or (url.raw_host if secure else None)
         req.proxy = None
 
+    def oldest(self, now: float) -> float | None:
+        """Seconds for which its oldest attempt is under way; None if there is none."""
+        return max((now - attempt.started_at for attempt in self.attempts), default=None)
+
     def as_dict(self, now: float) -> dict[str, Any]:
         """The live state as plain data; times in seconds."""
         return {
@@ -286,6 +290,7 @@ class Node:
             "priority": self.endpoint.priority,
             "zone": self.endpoint.zone,
             "in_flight": self.in_flight,
+            "oldest": self.oldest(now),
             "requests": self.requests,
             "failures": self.failures,
             "latency": self.latency,

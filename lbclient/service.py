@@ -5,28 +5,34 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from aiohttp import ClientRequest, ClientResponse
+from aiohttp import ClientRequest, ClientResponse, ClientSession
+from yarl import URL
 
 from discovery import Endpoint, Snapshot, Source, Watcher, open_source
 from lbclient.attempt import Attempt
 from lbclient.balancer import Balancer
 from lbclient.call import Call
 from lbclient.errors import NoEndpoints
+from lbclient.health.checker import Checker
 from lbclient.hedging import Hedging
+from lbclient.limits.lifetimes import attempts_within
+from lbclient.limits.slots import Slots
+from lbclient.limits.throttle import Meter
 from lbclient.node import Node
 from lbclient.options import service_host
-from lbclient.outcome import Outcome, classify, classify_answer
+from lbclient.outcome import Outcome, asked, classify, classify_answer
 from lbclient.passage import Passage
 from lbclient.policies import Policy
 from lbclient.probing import Prober, prequal_in
+from lbclient.refusals import closed, limit_reached, no_endpoints, throttled
 from lbclient.retrying import Ledger
 from lbclient.route import Route
 from lbclient.settings import Settings
+from lbclient.side_requests import SideRequests
 
 __all__ = ["Service"]
 
@@ -55,6 +61,7 @@ class Service:
         ledger: the retries and hedges there may be.
         hedging: races attempts; None if they are not hedged.
         rng: where the pauses between attempts are drawn from.
+        slots: the attempts under way, and the requests that wait.
     """
 
     def __init__(
@@ -70,7 +77,8 @@ class Service:
     ) -> None:
         self.name = name
         self.settings = settings
-        prober = Prober(service_host(name))
+        self._side = SideRequests(service_host(name))
+        prober = Prober(self._side)
         self.balancer = balancer = Balancer(
             name,
             partial(prober.equip, new_policy),
@@ -81,7 +89,12 @@ class Service:
         )
         self.ledger = Ledger(settings.retry.budget)
         self.hedging = None if settings.hedge is None else Hedging(settings.hedge, settings.retry)
-        self.rng = random.Random()
+        self.rng = rng = random.Random()
+        limits = settings.limits
+        reached = partial(limit_reached, name, limits, balancer)
+        self.slots = Slots(limits, self._begin_waiting, self._give_back, reached, self._due_in)
+        self._new_attempt = attempts_within(limits, rng.random)
+        self._meter = None if settings.throttle is None else Meter(settings.throttle, rng.random)
         self._shared = isinstance(origin, Watcher)
         if isinstance(origin, Watcher):
             self.watcher = origin
@@ -89,20 +102,35 @@ class Service:
             source = open_source(origin) if isinstance(origin, str) else origin
             self.watcher = Watcher(source, name=name, **watching)
         self._wait = wait_for_endpoints
+        # Deadlines of those who wait for the first snapshot.
+        self._deadlines: set[asyncio.Timeout] = set()
         self._on_left = on_left
         self._prober = prober if prequal_in(balancer.policy) is not None else None
+        check = settings.health_check
+        self._checker = (
+            None if check is None else Checker(name, check, balancer, self._side, self._on_health_change)
+        )
+        self._imitates = self._prober is not None or self._checker is not None
         self._unsubscribe: Callable[[], None] | None = None
-        self._queue: deque[tuple[asyncio.Future[Attempt], Call]] = deque()
-        self._serving = False
-        self._alarm: asyncio.TimerHandle | None = None
         self._known: tuple[Endpoint, ...] | None = None
         self._policy_name = type(balancer.policy).__name__
         self._key: Key | None = getattr(balancer.policy, "key", None)
         self._session: Key | None = getattr(balancer.policy, "session", None)
-        self._answered = hasattr(balancer.policy, "answered")
+        self._draining_header = None if check is None else check.draining_header
+        # Whether anybody wants to see the heads of answers.
+        self._watches = hasattr(balancer.policy, "answered")
+        self._answered = self._watches or self._draining_header is not None
+        parts: dict[str, Any] = {"throttle": self._meter, "retries": self.ledger, "hedges": self.hedging}
+        self._tellers = {name: part.as_dict for name, part in parts.items() if hasattr(part, "as_dict")}
 
     def __repr__(self) -> str:
         return f"<Service {self.name}: {self.watcher.snapshot}>"
+
+    def adopt(self, session: ClientSession, base_url: URL | None) -> None:
+        """The session through which its requests will come."""
+        if self._checker is not None:
+            self._side.adopt(session, base_url)
+            self._checker.resume()
 
     def follow(self) -> None:
         """Start to follow the registry; doing it twice is harmless."""
@@ -112,21 +140,24 @@ class Service:
             self.watcher.start()
 
     async def close(self) -> None:
-        """Stop to follow; whoever waits fails with `NoEndpoints`."""
+        """Stop to follow; whoever waits fails with `SessionClosing`, or `NoEndpoints` if there are none yet."""
+        self.slots.close(partial(closed, self.name))
         if self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None
-        if not self._shared:
+        if self._shared:
+            # It goes on without us, and they may wait for it in vain for long.
+            for deadline in self._deadlines:
+                deadline.reschedule(0.0)
+        else:
             await self.watcher.stop()
         if self._prober is not None:
             await self._prober.close()
+        if self._checker is not None:
+            await self._checker.close()
+        await self._side.close()
         if self.hedging is not None:
             await self.hedging.close()
-        waiting, self._queue = self._queue, deque()
-        self._wake()
-        for turn, call in waiting:
-            if not turn.done():
-                turn.set_exception(self.no_endpoints(call))
 
     def _on_snapshot(self, snapshot: Snapshot) -> None:
         if snapshot.held:
@@ -139,74 +170,85 @@ class Service:
                 self._on_left(left)
                 if self._prober is not None:
                     self._prober.forget(left)
-            self.released()
+            if self._checker is not None:
+                self._checker.update(self.balancer.nodes.values(), left)
+            self.slots.wake()
 
     def _let_go(self) -> None:
         """Hold no endpoint that vanished from the registry and whose server fails as well."""
         nodes = self.balancer.nodes
-        gone = [a for a in self.watcher.snapshot.held if a in nodes and nodes[a].ejected_at is not None]
+        held = (nodes[a] for a in self.watcher.snapshot.held if a in nodes)
+        gone = [node.address for node in held if node.ejected_at is not None or not node.healthy]
         # If all of them fail, it may as well be this machine's network.
-        if len(gone) < len(nodes):
+        if gone and len(gone) < len(nodes):
             self.watcher.let_go(gone)
+
+    def _on_health_change(self) -> None:
+        self._let_go()
+        self.slots.wake()  # a node that is back has room
 
     def enter(self, req: ClientRequest, passage: Passage) -> Call:
         """Take in a request; returns what the balancer may know of it.
 
         Raises:
             TypeError: for a key that is no string.
+            Throttled: if the servers refuse too much.
         """
-        if self._prober is not None:
-            self._prober.imitate(req)
+        if self._imitates:
+            self._side.imitate(req)
+            if self._checker is not None:
+                self._checker.resume()
         key = passage.key
         if key is None and self._key is not None:
             key = self._key(req)
         if key is not None and not isinstance(key, str):
             raise TypeError(f"key must be a string, or a function that returns one or None, not {key!r}")
         call = Call(key, time.monotonic(), None if self._session is None else self._session(req))
+        if self._meter is not None and self._meter.refuses(call.now):
+            raise throttled(self.name, self._meter)
         self.ledger.deposit(call.now)
         return call
 
-    def judge(self, result: ClientResponse | BaseException) -> Outcome:
-        """What the end of an attempt shows about its node."""
-        if self.settings.classify is not None and (said := self.settings.classify(result)) is not None:
-            return said
-        return classify(result) if isinstance(result, BaseException) else classify_answer(result)
+    def judge(self, result: ClientResponse | BaseException) -> tuple[Outcome, bool]:
+        """What the end of an attempt shows about its node, and whether that is what the user's `classify` says."""
+        if (said := asked(self.settings.classify, result)) is not None:
+            return said, True
+        return classify(result) if isinstance(result, BaseException) else classify_answer(result), False
 
     def begin(self, call: Call) -> Attempt | None:
         """Begin an attempt at a node that was not tried yet; None if something has to be waited for."""
-        if self._queue or not self.balancer.nodes:
+        slots = self.slots
+        if slots.waiting or slots.in_flight >= slots.most or not self.balancer.nodes:
             return None
         return self._begin(call)
 
     def _begin(self, call: Call) -> Attempt | None:
-        if not self.balancer.nodes:
-            raise self.no_endpoints(call)
         call.now = time.monotonic()
         node = self.balancer.pick(call)
-        return None if node is None else Attempt(node, self._reason(node, call), self.released)
+        if node is None:
+            return None
+        self.slots.in_flight += 1
+        return self._new_attempt(node, self._reason(node, call), self.slots.free)
+
+    def _begin_waiting(self, call: Call) -> Attempt | None:
+        attempt = self._begin(call) if self.balancer.nodes else None
+        if attempt is None and (self.balancer.fails_fast or not self.balancer.nodes):
+            raise self._no_endpoints(call)
+        return attempt
 
     async def wait_and_begin(self, call: Call) -> Attempt:
         """Wait for the first snapshot and for a free slot, then begin an attempt.
 
         Raises:
             NoEndpoints: if there is none.
+            LimitReached: if no slot comes free in time, or too many requests wait for one.
+            SessionClosing: if the service was closed.
         """
-        if not self.balancer.nodes:
+        if not self.balancer.nodes and self.slots.closed is None:
             await self._first_snapshot(call)
             if (attempt := self.begin(call)) is not None:
                 return attempt
-        turn: asyncio.Future[Attempt] = asyncio.get_running_loop().create_future()
-        self._queue.append((turn, call))
-        # Those ahead may all wait for nodes that they did not try yet, and this one would take another.
-        self.released()
-        try:
-            return await turn
-        except BaseException:
-            if not turn.cancel() and not turn.cancelled() and turn.exception() is None:
-                # It was cancelled just as its turn had come.
-                turn.result().land()
-                self.observe(turn.result(), Outcome.OURS)
-            raise
+        return await self.slots.wait(call)
 
     def observe(self, attempt: Attempt, outcome: Outcome) -> None:
         """Record what the attempt showed, up to now."""
@@ -216,48 +258,25 @@ class Service:
         self.balancer.observe(attempt, outcome, now)
         if attempt.node.ejected_at is not None and attempt.node.address in self.watcher.snapshot.held:
             self._let_go()
-        if self._queue:
-            self.released()  # a node that is back has room
+        if self._meter is not None:
+            self._meter.observe(outcome, now)
+        if self.slots.waiting:
+            self.slots.wake()  # a node that is back has room
 
-    def released(self) -> None:
-        """There may be room for those who wait."""
-        # Later, since the attempt that ended here and now is still to be observed.
-        if self._queue and not self._serving:
-            self._serving = True
-            asyncio.get_running_loop().call_soon(self._serve)
+    def _due_in(self) -> float | None:
+        return self.balancer.due_in(time.monotonic())
 
-    def _serve(self) -> None:
-        """Begin an attempt for each who waits and whom there is room for; who waits longest is first."""
-        self._serving = False
-        waiting, self._queue = self._queue, deque()
-        full = False
-        for turn, call in waiting:
-            if turn.done():
-                continue
-            try:
-                attempt = None if full and not call.tried else self._begin(call)
-                if attempt is None and self.balancer.fails_fast:
-                    raise self.no_endpoints(call)  # noqa: TRY301 - it goes to the waiting request
-            except Exception as error:  # noqa: BLE001 - whatever a policy raises, those behind are still to be served
-                turn.set_exception(error)
-                continue
-            if attempt is not None:
-                turn.set_result(attempt)
-            else:
-                full = full or not call.tried
-                self._queue.append((turn, call))
-        self._wake()
-
-    def _wake(self) -> None:
-        """Look again when an ejected node is due, should nothing else happen while no node is usable."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-        due_in = self.balancer.due_in(time.monotonic()) if self._queue else None
-        self._alarm = None if due_in is None else asyncio.get_running_loop().call_later(due_in, self.released)
+    def _give_back(self, attempt: Attempt) -> None:
+        attempt.land()
+        self.observe(attempt, Outcome.OURS)
 
     def answered(self, attempt: Attempt, response: ClientResponse, call: Call) -> None:
-        """Show the head of an answer to a policy that wants to see it."""
-        if self._answered and isinstance(attempt.node.group, Route):
+        """Show the head of an answer to those who want to see it."""
+        if not self._answered:
+            return
+        if self._checker is not None and self._draining_header and self._draining_header in response.headers:
+            self._checker.draining(attempt.node)
+        if self._watches and isinstance(attempt.node.group, Route):
             policy: Any = attempt.node.group.policy
             call.now = attempt.started_at + attempt.elapsed
             policy.answered(attempt.node, response, call)
@@ -272,22 +291,18 @@ class Service:
         self.follow()
         if self.watcher.snapshot.version == 0:
             try:
-                await self.watcher.ready(self._wait)
+                async with asyncio.timeout(None) as deadline:
+                    self._deadlines.add(deadline)
+                    await self.watcher.ready(self._wait)
             except (TimeoutError, RuntimeError):
-                raise self.no_endpoints(call) from None
+                raise self._no_endpoints(call) from None
+            finally:
+                self._deadlines.discard(deadline)
         if not self.balancer.nodes:
-            raise self.no_endpoints(call)
+            raise self._no_endpoints(call)
 
-    def no_endpoints(self, call: Call) -> NoEndpoints:
-        """The error that says what is known."""
-        snapshot = self.watcher.snapshot
-        healthy = sum(not node.out for node in self.balancer.nodes.values())
-        waited = f" after waiting {self._wait:g} s" if snapshot.version == 0 else ""
-        return NoEndpoints(
-            f"service {self.name!r} has no endpoint{waited}: {len(snapshot.endpoints)} known, "
-            f"{len(self.balancer.nodes)} matching, {healthy} healthy, {len(call.tried)} tried; "
-            f"discovery ({self.watcher.source!r}): {snapshot}"
-        )
+    def _no_endpoints(self, call: Call) -> NoEndpoints:
+        return no_endpoints(self.name, self.watcher, self.balancer, tried=len(call.tried), wait=self._wait)
 
     def as_dict(self) -> dict[str, Any]:
         """The live state as plain data."""
@@ -295,11 +310,15 @@ class Service:
         del snapshot["endpoints"]
         probes = {} if self._prober is None else {"probes": dict(self._prober.counts)}
         balancer = self.balancer.as_dict(time.monotonic())
-        return {
+        state = {
             "source": repr(self.watcher.source),
             **snapshot,
             "counts": {**self.watcher.counts, **balancer.pop("counts")},
             **probes,
-            "waiting": sum(not turn.done() for turn, _ in self._queue),
+            **self.slots.as_dict(),
+            **{name: told() for name, told in self._tellers.items()},
             **balancer,
         }
+        if self._checker is not None:
+            self._checker.describe_in(state)
+        return state

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
 from aiohttp import ClientTimeout
+from yarl import URL
 
 from discovery import Cache, Endpoint, OnEmpty, Snapshot, Source, Watcher, service_name
 from lbclient.ejection import Ejection
+from lbclient.errors import SessionClosing
 from lbclient.health import HealthCheck
-from lbclient.hedge import Hedge
+from lbclient.hedging import Hedge
 from lbclient.limits import Limits, Throttle
-from lbclient.options import above_zero
+from lbclient.options import above_zero, at_least
 from lbclient.outcome import Classifier
 from lbclient.passage import Passage
 from lbclient.policies import DEFAULT, PolicyOption
@@ -23,6 +25,7 @@ from lbclient.retrying import Retry
 from lbclient.routing import Routing, SlowStart
 from lbclient.settings import PerService
 from lbclient.transport import BalancingMiddleware
+from lbclient.websocket import polite
 
 if TYPE_CHECKING:
     # The types of aiohttp's verbs: awaitable, and async context managers. They have no public names.
@@ -68,7 +71,7 @@ class BalancedSession:
         collapse: hold, too, if more than this share (0 to 1) of them vanishes at once; None for never.
         cache: a folder (or `discovery.Cache`) for the last known endpoints, with which a process can start while
             its registry is down; none by default. None of these four is for services given as watchers.
-        timeout: deadlines of a whole request as in aiohttp; 300 s in all by default.
+        timeout: deadlines of a whole request as in aiohttp (aiohttp: 300 s in all).
         keepalive_timeout: seconds an idle connection is kept. Below the 5 s after which uvicorn and Node.js
             close theirs, so that a request is seldom sent into a connection that is just being closed.
         middlewares: client middlewares; they run outside of the balancer, once for each request.
@@ -145,9 +148,16 @@ class BalancedSession:
             # A limit shared by all nodes would let one hanging node take every slot.
             session_options["connector"] = aiohttp.TCPConnector(limit=0, keepalive_timeout=keepalive_timeout)
         self._timeout = self._bounded(timeout)
+        self._closing = False
+        websocket = session_options.pop("ws_response_class", aiohttp.ClientWebSocketResponse)
         self.client_session = aiohttp.ClientSession(
-            timeout=self._timeout, middlewares=(*middlewares, self._balancing), **session_options
+            timeout=self._timeout,
+            middlewares=(*middlewares, self._balancing),
+            ws_response_class=polite(websocket),
+            **session_options,
         )
+        base_url = session_options.get("base_url")
+        self._balancing.adopt(self.client_session, None if base_url is None else URL(base_url))
         if hasattr(self.client_session, "_retry_connection"):
             # aiohttp would send requests once more by itself, behind the back of the attempt loop.
             self.client_session._retry_connection = False  # noqa: SLF001 - there is no public switch (aiohttp#10790)
@@ -167,10 +177,22 @@ class BalancedSession:
         """Whether the session was closed."""
         return self.client_session.closed
 
-    async def close(self) -> None:
-        """Stop to follow the registries and close all connections."""
-        await self._balancing.close()
-        await self.client_session.close()
+    async def close(self, drain: float = 0.0) -> None:
+        """Refuse further requests, let those under way end, stop to follow the registries, close all connections.
+
+        Args:
+            drain: seconds that requests to services have that are under way, waiting ones included. What is left
+                then is cut: it fails with `SessionClosing`, or `ResponseCut` if it had an answer; websockets are
+                closed with 1001 ("going away") and have one more second. If this is cancelled, or called once more
+                without `drain`, everything is cut and closed at once. Answers of hosts that are no services are
+                not waited for.
+        """
+        at_least("drain", drain, 0)
+        self._closing = True
+        try:
+            await self._balancing.close(drain)
+        finally:
+            await self.client_session.close()
 
     async def ready(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the message names the reason
         """Wait until each service was heard of; raises `TimeoutError` with the reason."""
@@ -234,6 +256,8 @@ class BalancedSession:
         return self.client_session.ws_connect(url, **options)
 
     def _adapted(self, options: dict[str, Any]) -> dict[str, Any]:
+        if self._closing and not self.closed:
+            raise SessionClosing("the session is being closed: no further request is begun")
         timeout = self._timeout
         if "timeout" in options:
             options["timeout"] = timeout = self._bounded(options["timeout"])

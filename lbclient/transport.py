@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
+from yarl import URL
 
 from discovery import Cache, Endpoint, OnEmpty, Snapshot, Source, Watcher
 from lbclient.drain import Drain
 from lbclient.ejection import Ejection
+from lbclient.errors import SessionClosing
 from lbclient.exchange import Exchange, repeated_by_aiohttp, settle
 from lbclient.health import HealthCheck
-from lbclient.hedge import Hedge
+from lbclient.hedging import Hedge
 from lbclient.limits import Limits, Throttle
 from lbclient.options import at_least, service_host
 from lbclient.outcome import Classifier
@@ -87,6 +91,10 @@ class BalancingMiddleware:
         self.max_attempts = max(chosen.retry.attempts for chosen in settings.values())
         self._drain = Drain(drain_timeout, self._is_listed)
         self._session: aiohttp.ClientSession | None = None
+        self._closing = False
+        # Hops that have no answer yet; and what tells the end of one, or of a body, while the session is closed.
+        self._passing = 0
+        self._ended: asyncio.Event | None = None
         self._services: dict[str, Service] = {}
         for name, origin in services.items():
             host = service_host(name)
@@ -105,18 +113,71 @@ class BalancingMiddleware:
         if len(self._services) < len(services):
             raise ValueError(f"service names differ in more than case, unlike {', '.join(services)}")
 
+    def adopt(self, session: aiohttp.ClientSession, base_url: URL | None = None) -> None:
+        """The session through which requests will come: health checks use its connections before the first one.
+
+        Without it they begin with the first request. A `BalancedSession` does this by itself.
+
+        Args:
+            session: that has this as a middleware.
+            base_url: of its requests, for the scheme.
+        """
+        for service in self._services.values():
+            service.adopt(session, base_url)
+
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def close(self) -> None:
-        """Stop to follow the registries. Requests that are under way go on."""
+    async def close(self, drain: float | None = None) -> None:
+        """Refuse further requests with `SessionClosing`, and stop to follow the registries.
+
+        Args:
+            drain: seconds that requests under way have, those that wait for a slot included, before they are cut:
+                they fail with `SessionClosing`, or `ResponseCut` if they had an answer; websockets are closed with
+                1001 ("going away") and have one more second. Until then the registries are followed. None: what
+                is under way is left to itself and to its session, and what waits fails.
+        """
+        if drain is not None:
+            at_least("drain", drain, 0)
+        self._closing = True
+        try:
+            if drain:
+                await self._quiet(drain)
+                self._cut(f"the session was closed {drain:g} s ago", politely=True)
+                await self._drain.farewells()
+        finally:
+            if drain is not None:
+                self._cut("the session was closed", politely=False)
+            try:
+                # All at once, so that a second cancellation finds them all begun.
+                await asyncio.gather(*(service.close() for service in self._services.values()))
+            finally:
+                self._drain.close()
+                self._session = None
+
+    async def _quiet(self, seconds: float) -> None:
+        """Wait until no request is under way, at most so long."""
+        self._ended = self._ended or asyncio.Event()
         for service in self._services.values():
-            await service.close()
-        self._drain.close()
-        self._session = None
+            service.slots.on_free = self._ended.set
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._passing or any(service.slots.in_flight for service in self._services.values()):
+                    self._ended.clear()
+                    await self._ended.wait()
+                    # A redirect is under way although one hop has ended and the next did not begin yet.
+                    await asyncio.sleep(0)
+
+    def _cut(self, why: str, *, politely: bool) -> None:
+        """Begin no attempt any more, and end those there are."""
+        here = (node for service in self._services.values() for node in service.balancer.nodes.values())
+        for service in self._services.values():
+            service.slots.refuse()
+        for node in (*here, *self._drain.nodes):
+            self._drain.cut(tuple(node.attempts), f"{node.address}: {why}", SessionClosing, politely=politely)
 
     async def ready(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the message names the reason
         """Follow all services now and wait until each was heard of; raises `TimeoutError` with the reason."""
@@ -138,9 +199,13 @@ class BalancingMiddleware:
 
     def describe(self) -> dict[str, Any]:
         """The whole live state as plain data for JSON; times in seconds."""
+        now = time.monotonic()
         return {
             "services": {name: service.as_dict() for name, service in self._services.items()},
-            "draining": [{"address": node.address, "in_flight": node.in_flight} for node in self._drain.nodes],
+            "draining": [
+                {"address": node.address, "in_flight": node.in_flight, "oldest": node.oldest(now)}
+                for node in self._drain.nodes
+            ],
         }
 
     def keyed(self, key: str) -> aiohttp.ClientMiddlewareType:
@@ -152,14 +217,14 @@ class BalancingMiddleware:
             raise TypeError(f"a key must be a string, not {key!r}")
 
         def keyed(req: ClientRequest, handler: ClientHandlerType) -> Awaitable[ClientResponse]:
-            return Passage(self.pass_on, key, req.session.timeout.total)(req, handler)
+            return Passage(self.pass_on, key)(req, handler)
 
         return keyed
 
     def __call__(self, req: ClientRequest, handler: ClientHandlerType) -> Awaitable[ClientResponse]:
         """Called by aiohttp for each hop of each request."""
-        # What the request itself may have been given as its time-out cannot be seen from here.
-        return Passage(self.pass_on, None, req.session.timeout.total)(req, handler)
+        # What the request itself was given as its time-out cannot be seen from here; a wrong one would do harm.
+        return Passage(self.pass_on)(req, handler)
 
     async def pass_on(self, req: ClientRequest, handler: ClientHandlerType, passage: Passage) -> ClientResponse:
         """Send one hop of a request where it belongs."""
@@ -167,13 +232,20 @@ class BalancingMiddleware:
         service = self._services.get(url.raw_host or "")
         if service is None or url.port != _DEFAULT_PORTS.get(url.scheme):
             return await _pass_through(req, handler)
+        if self._closing and not passage.begun:
+            raise SessionClosing(f"the session is being closed, or was: no request to {service.name!r} is begun")
+        passage.begun = True
         if req.session is not self._session:
             self._session = req.session
             self._drain.watch_over(req.session)
         proxy, server_hostname = req.proxy, req.server_hostname
+        self._passing += 1
         try:
             return await Exchange(service, req, handler, passage).run()
         finally:
+            self._passing -= 1
+            if self._ended is not None:
+                self._ended.set()
             # A middleware outside of this one may look at the request again, or send it once more.
             req.url, req.proxy, req.server_hostname = url, proxy, server_hostname
             vars(req).pop("send", None)

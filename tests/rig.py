@@ -69,6 +69,34 @@ async def hang(_: web.BaseRequest) -> web.StreamResponse:
     return web.Response()
 
 
+class Websockets:
+    """Echoes what comes through websockets; `codes` are those that clients closed theirs with, None for none."""
+
+    def __init__(self) -> None:
+        self.codes: list[int | None] = []
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        websocket = web.WebSocketResponse()
+        await websocket.prepare(request)
+        code = None
+        try:
+            while (message := await websocket.receive()).type is web.WSMsgType.TEXT:
+                await websocket.send_str(message.data)
+            code = message.data if message.type is web.WSMsgType.CLOSE else None
+        finally:
+            self.codes.append(code)
+        return websocket
+
+
+async def events(request: web.BaseRequest) -> web.StreamResponse:
+    """One server-sent event, and then silence."""
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    await response.write(b"data: 1\n\n")
+    await asyncio.Event().wait()
+    return response
+
+
 @asynccontextmanager
 async def local(
     answer: Answer = ok, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None

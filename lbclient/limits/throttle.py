@@ -2,22 +2,139 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["Throttle"]
+from lbclient.options import above_zero, at_least, finite
+from lbclient.outcome import Outcome
+
+__all__ = ["Meter", "Throttle"]
+
+# The window moves on in steps of this part of it.
+_STEPS = 60
+# However much was refused, one request goes through after so many seconds: after a long outage the formula alone
+# would let none through for a whole window (go-zero's breaker: 1 s).
+_AT_LEAST_EVERY = 1.0
+# Column "throttle" of the table in `Outcome`.
+_ACCEPTED = frozenset({Outcome.SUCCESS, Outcome.ERROR, Outcome.BROKEN})
+_IGNORED = frozenset({Outcome.OURS, Outcome.LEFT})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throttle:
     """Adaptive throttling (Site Reliability Engineering, chapter 21): refuse locally what would be refused anyway.
 
-    The probability is max(0, (requests - k * accepts) / (requests + 1)) over the last `window` seconds; local
-    refusals count as requests.
+    A request is refused with probability max(0, (requests - k * accepts) / (requests + 1)) over the last `window`
+    seconds, and never if none was let through for a second. Requests are attempts whose outcome is known, and
+    those refused here; `Outcome` says which were accepted, and which count as neither.
 
     Attributes:
-        k: how many times the accepted requests may be sent; 1 or more.
-        window: seconds.
+        k: how many times the accepted requests may be sent; 1 or more (SRE book: 2).
+        window: seconds (SRE book: 2 min).
+
+    Raises:
+        ValueError: at construction, for a wrong value.
     """
 
     k: float = 2.0
     window: float = 120.0
+
+    def __post_init__(self) -> None:
+        at_least("k", self.k, 1)
+        finite("k", self.k)
+        above_zero("window", self.window)
+        finite("window", self.window)
+
+
+class Meter:
+    """What became of the requests of one service of late, and whether the next one is refused.
+
+    Args:
+        throttle: the options.
+        random: draws a number from 0 to 1, such as `random.Random().random`.
+
+    Attributes:
+        requests: attempts that came to their end within the window, and requests refused within it.
+        accepts: those of them that a server accepted.
+        refused: requests that were refused here, ever.
+    """
+
+    __slots__ = (
+        "_accepts_at",
+        "_k",
+        "_pace",
+        "_passed_at",
+        "_random",
+        "_requests_at",
+        "_step",
+        "accepts",
+        "refused",
+        "requests",
+        "throttle",
+    )
+
+    def __init__(self, throttle: Throttle, random: Callable[[], float]) -> None:
+        self.throttle = throttle
+        self.requests = 0
+        self.accepts = 0
+        self.refused = 0
+        self._k = throttle.k
+        self._random = random
+        self._pace = _STEPS / throttle.window
+        self._step = -_STEPS
+        self._requests_at = [0] * _STEPS
+        self._accepts_at = [0] * _STEPS
+        self._passed_at = -math.inf
+
+    @property
+    def probability(self) -> float:
+        """Of refusing the next request, as of the last one."""
+        return max(0.0, (self.requests - self._k * self.accepts) / (self.requests + 1))
+
+    def refuses(self, now: float) -> bool:
+        """Whether the request that comes now is refused; it counts then."""
+        if (step := int(now * self._pace)) > self._step:
+            self._advance(step)
+        excess = self.requests - self._k * self.accepts
+        if excess <= 0:
+            return False
+        if now - self._passed_at >= _AT_LEAST_EVERY or self._random() * (self.requests + 1) >= excess:
+            self._passed_at = now
+            return False
+        self.requests += 1
+        self._requests_at[self._step % _STEPS] += 1
+        self.refused += 1
+        return True
+
+    def observe(self, outcome: Outcome, now: float) -> None:
+        """Count an attempt that ended so."""
+        if outcome in _IGNORED:
+            return
+        if (step := int(now * self._pace)) > self._step:
+            self._advance(step)
+        at = self._step % _STEPS
+        self.requests += 1
+        self._requests_at[at] += 1
+        if outcome in _ACCEPTED:
+            self.accepts += 1
+            self._accepts_at[at] += 1
+
+    def _advance(self, step: int) -> None:
+        """Forget what has left the window."""
+        for passed in range(max(self._step + 1, step - _STEPS + 1), step + 1):
+            at = passed % _STEPS
+            self.requests -= self._requests_at[at]
+            self.accepts -= self._accepts_at[at]
+            self._requests_at[at] = self._accepts_at[at] = 0
+        self._step = step
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "requests": self.requests,
+            "accepts": self.accepts,
+            "probability": self.probability,
+            "refused": self.refused,
+        }

@@ -19,6 +19,10 @@ class LeastRequest:
 
     Those that are equally busy take turns by weight, as in nginx's `least_conn`, so that idle nodes share exactly
     in proportion to their weights.
+
+    Args:
+        load: how busy a node is: `in_flight`, `least_request`, `peak_ewma`, or a function of a node and the time.
+        rng: the source of randomness.
     """
 
     def __init__(self, load: Load = least_request, rng: random.Random | None = None) -> None:

@@ -28,7 +28,7 @@ class Maglev(Hashing):
         bounded_load: a node gets at most so many times its fair share of the attempts under way, rounded up, and
             the rest of its keys' requests go on to other nodes; above 1, usually 1.25 to 2. None for no bound.
         table_size: the number of slots, a prime. The paper wants a hundred for each node; what is above
-            it makes a change move fewer keys, and building a table slower.
+            it makes a change move fewer keys, and building a table slower (Maglev: 65537).
         rng: the source of randomness for requests without a key.
 
     Raises:

@@ -67,12 +67,13 @@ class Prequal:
     `LoadReporter`), `probes=0.3, remove=0.1` does as well in simulations.
 
     Args:
-        probes: nodes asked for each request; with 0.5 one for every second request on average.
-        pool: answers that are kept at most.
-        max_age: seconds for which an answer is believed.
+        probes: nodes asked for each request; with 0.5 one for every second request on average (Prequal:
+            3).
+        pool: answers that are kept at most (Prequal: 16).
+        max_age: seconds for which an answer is believed (Prequal: 1 s).
         q_rif: the quantile (0 to 1) of the requests in flight above which a node is hot. 0 looks at them only, 1
-            only at the latency.
-        remove: answers removed for each request, the oldest and the worst in turn; at most 2.
+            only at the latency (Prequal: 2**-0.25).
+        remove: answers removed for each request, the oldest and the worst in turn; at most 2 (Prequal: 1).
         path: where servers are asked.
         timeout: seconds that an answer may take.
         rng: the source of randomness.

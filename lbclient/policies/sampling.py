@@ -40,6 +40,10 @@ class PowerOfTwo:
 
     Nodes are drawn by weight and compared by load, which counts by weight as well (Berenbrink et al., "Balls into
     non-uniform bins"). On a tie the first draw stays, which is random itself.
+
+    Args:
+        load: how busy a node is: `in_flight`, `least_request`, `peak_ewma`, or a function of a node and the time.
+        rng: the source of randomness.
     """
 
     def __init__(self, load: Load = least_request, rng: random.Random | None = None) -> None:

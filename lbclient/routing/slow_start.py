@@ -20,7 +20,7 @@ class SlowStart:
     Attributes:
         window: seconds until a node gets its whole share.
         floor: the least factor, 0 to 1 (Envoy: 10 %).
-        aggression: above 0; 1 is a straight line, above 1 it rises faster in the beginning.
+        aggression: above 0; 1 is a straight line, above 1 it rises faster in the beginning (Envoy: 1).
     """
 
     window: float = 30.0
