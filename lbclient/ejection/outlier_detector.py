@@ -90,7 +90,10 @@ class OutlierDetector:
         """Take in an outcome; returns the nodes that were taken out or let in by it."""
         node = attempt.node
         if node.ejected_at is not None:
-            return self._observe_ejected(node, attempt, outcome, now)
+            # Attempts that began before the ejection say nothing new. Later ones are the probe, or went there
+            # because nothing else was left: those may bring it back as well.
+            is_later = attempt.started_at >= node.ejected_at
+            return self._observe_ejected(node, attempt, outcome, now) if is_later else ()
         if outcome in _SAY_NOTHING or attempt.started_at < node.returned_at:
             return ()
         tally = node.tally or node.begin_tally()
@@ -124,14 +127,12 @@ class OutlierDetector:
         if attempt.started_at < node.returned_at:
             return ()
         tally.failed += tally.failed < tally.seen
-        # It is no longer among those whose bodies may be good.
-        attempt.observed = Outcome.FAULT
         tally.fail_late(node.attempts)
         return self._judge_row(node, tally, attempt, Outcome.FAULT, now)
 
     def restore(self, node: Node, probe: Attempt | None, now: float) -> Collection[Node]:
         """Let a node back in, thanks to this attempt or a health check."""
-        out_for = now - (node.ejected_at or now)
+        out_for = 0.0 if node.ejected_at is None else now - node.ejected_at
         node.restore(now, probe)
         if node.tally is not None:
             node.tally.forget()
@@ -148,10 +149,6 @@ class OutlierDetector:
         }
 
     def _observe_ejected(self, node: Node, attempt: Attempt, outcome: Outcome, now: float) -> Collection[Node]:
-        # Attempts that began before the ejection say nothing new. Later ones are the probe, or went there
-        # because nothing else was left: those may bring it back as well.
-        if attempt.started_at < (node.ejected_at or now):
-            return ()
         is_probe = attempt is node.probe
         if outcome in _SAY_NOTHING:
             if is_probe:
