@@ -17,13 +17,10 @@ from lbclient.outcome import FAILURES, Outcome
 from lbclient.policies import Policy
 from lbclient.route import Route
 from lbclient.routes import Routes
-from lbclient.routing import Pace, Routing, SlowStart, WarmUp
+from lbclient.routing import Routing, SlowStart, WarmUp
 
 __all__ = ["Balancer"]
 
-# How often another node is looked for instead of one that is being warmed up. With half of the nodes new, one in
-# a thousand requests is refused this often.
-_DRAWS = 8
 # Seconds for which a node may be due for its probe until even a request whose session goes well is that.
 _OVERDUE = 10.0
 
@@ -154,7 +151,7 @@ class Balancer:
         for route in (preferred, *(route for route in self.routes if route is not preferred)):
             tried = tuple(node for node in call.tried if node.group is route)
             if len(tried) < len(route.nodes):
-                if (node := self._pick_from(route, call, tried)) is not None:
+                if (node := route.pick_another(call, tried, self._limit, self._warm_up)) is not None:
                     return node
                 full = True
         if full:
@@ -163,38 +160,6 @@ class Balancer:
         rest = [node for node in self.nodes.values() if _is_open(node) and node not in call.tried] or self.usable
         rest = [node for node in rest if node.in_flight < self._limit]
         return min(rest, key=lambda node: (node.in_flight, self._random())) if rest else None
-
-    def _pick_from(self, route: Route, call: Call, tried: tuple[Node, ...]) -> Node | None:
-        """A node of the route that was not tried and is not full."""
-        excluded: Collection[Node] = tried
-        spared: list[Node] = []
-        full = False
-        call.in_flight = route.in_flight
-        pace = self._pace(route, call.now)
-        while len(excluded) < len(route.nodes):
-            call.excluded = excluded
-            node = route.policy.pick(route.nodes, call)
-            if node.in_flight >= self._limit:
-                # One full node is seldom the only one; the second time all are looked for.
-                others = (n for n in route.nodes if full and n.in_flight >= self._limit)
-                excluded = {*excluded, node, *others}
-                full = True
-            elif pace is None or len(spared) >= _DRAWS or self._warm_up.admits(node, pace, call.now):
-                return node
-            else:
-                spared.append(node)
-                excluded = {*excluded, node}
-        # Better one that is new than none.
-        return spared[0] if spared else None
-
-    def _pace(self, route: Route, now: float) -> Pace | None:
-        """How fast new nodes of the route earn requests, with this one counted; None if there is no new one."""
-        if now >= self._warm_up.until:
-            return None
-        if route.pace is None:
-            route.pace = self._warm_up.pace(route.nodes)
-        route.pace.picks += 1
-        return route.pace
 
     def exhausted(self, tried: tuple[Node, ...]) -> bool:
         """Whether every node was tried that may be."""
@@ -212,12 +177,14 @@ class Balancer:
         May be called a second time when the body breaks off after the head of an answer.
         """
         node, before = attempt.node, attempt.observed
-        if before is not None:
-            self._observe_body(attempt, before, outcome, now)
-            return
-        attempt.observed = outcome
         # Connecting is not what the server is slow at: with TLS a first request would make it look so for long.
         waited = attempt.elapsed if attempt.sent_at is None else now - attempt.sent_at
+        if before is not None:
+            # What the head showed of the latency is known already.
+            if before is Outcome.SUCCESS and outcome in FAILURES:
+                self._observe_body(attempt, outcome, waited, now)
+            return
+        attempt.observed = outcome
         if outcome not in (Outcome.OURS, Outcome.LEFT):
             failed = outcome in FAILURES
             node.failures += failed
@@ -229,14 +196,11 @@ class Balancer:
         if not node.left and (changed := self._detector.observe(attempt, outcome, now)):
             self._move(changed, now)
 
-    def _observe_body(self, attempt: Attempt, before: Outcome, outcome: Outcome, now: float) -> None:
-        """Take in that a body broke off; what its head showed of the latency is known already."""
+    def _observe_body(self, attempt: Attempt, outcome: Outcome, waited: float, now: float) -> None:
         node = attempt.node
-        if outcome not in FAILURES or before is not Outcome.SUCCESS:
-            return
         attempt.observed = outcome
         node.failures += 1
-        node.learn(0.0, now, failed=True)
+        node.learn(waited, now, failed=True)
         if not node.left and (changed := self._detector.observe_body(attempt, now)):
             self._move(changed, now)
 

@@ -190,18 +190,15 @@ class Node:
         if self.ejected_at is None:
             self.unreachable = unreachable
         self.ejected_at, self.ejected_until, self.ejected_because = now, until, because
-        self.awaits_probe = False
-        self.probe = None
+        self.awaits_probe, self.probe = False, None
         self.out = True
 
     def restore(self, now: float, probe: object) -> None:
         """End the ejection, thanks to this attempt if there is one."""
         self.ejected_at = self.ejected_until = None
-        self.ejected_because = ""
+        self.ejected_because, self.connect_failures = "", 0
         self.unreachable = self.awaits_probe = False
-        self.connect_failures = 0
-        self.probe = probe
-        self.returned_at = now
+        self.probe, self.returned_at = probe, now
         self.mark()
 
     def describe_as(self, endpoint: Endpoint) -> None:

@@ -171,7 +171,7 @@ MODULES = {
         "attempt ejection.ejection ejection.finding ejection.probes ejection.statistics node outcome routing tally"
     ),
     "lbclient.probing": "load_report node policies side_requests",
-    "lbclient.route": "node policies routing",
+    "lbclient.route": "call node policies routing",
     "lbclient.ejection": "ejection.ejection ejection.outlier_detector",
     "lbclient.routes": "call node policies route routing",
     "lbclient.balancer": "attempt call ejection node outcome policies route routes routing discovery",

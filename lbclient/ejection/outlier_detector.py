@@ -13,7 +13,7 @@ from lbclient.attempt import Attempt
 from lbclient.ejection.ejection import Ejection
 from lbclient.ejection.finding import Finding, Reason
 from lbclient.ejection.probes import Probes
-from lbclient.ejection.statistics import Rate, outliers
+from lbclient.ejection.statistics import outliers
 from lbclient.node import Node
 from lbclient.outcome import ANSWERS, Outcome
 from lbclient.routing import Routing
@@ -36,7 +36,7 @@ class OutlierDetector:
     """Judges the nodes of one service by their attempts, by the rules of `Ejection`.
 
     An outcome costs a few additions. Once per interval one outcome also pays for the statistics, which look at the
-    nodes that had attempts in it: 2 ms for 10 000 nodes with enough of them.
+    nodes that had attempts in it: 7 ms for 10 000 nodes with 100 attempts each.
 
     Args:
         name: the service's name, for log lines.
@@ -90,7 +90,10 @@ class OutlierDetector:
         """Take in an outcome; returns the nodes that were taken out or let in by it."""
         node = attempt.node
         if node.ejected_at is not None:
-            return self._observe_ejected(node, attempt, outcome, now)
+            # Attempts that began before the ejection say nothing new. Later ones are the probe, or went there
+            # because nothing else was left: those may bring it back as well.
+            is_later = attempt.started_at >= node.ejected_at
+            return self._observe_ejected(node, attempt, outcome, now) if is_later else ()
         if outcome in _SAY_NOTHING or attempt.started_at < node.returned_at:
             return ()
         tally = node.tally or node.begin_tally()
@@ -124,14 +127,12 @@ class OutlierDetector:
         if attempt.started_at < node.returned_at:
             return ()
         tally.failed += tally.failed < tally.seen
-        # It is no longer among those whose bodies may be good.
-        attempt.observed = Outcome.FAULT
         tally.fail_late(node.attempts)
         return self._judge_row(node, tally, attempt, Outcome.FAULT, now)
 
     def restore(self, node: Node, probe: Attempt | None, now: float) -> Collection[Node]:
         """Let a node back in, thanks to this attempt or a health check."""
-        out_for = now - (node.ejected_at or now)
+        out_for = 0.0 if node.ejected_at is None else now - node.ejected_at
         node.restore(now, probe)
         if node.tally is not None:
             node.tally.forget()
@@ -148,10 +149,6 @@ class OutlierDetector:
         }
 
     def _observe_ejected(self, node: Node, attempt: Attempt, outcome: Outcome, now: float) -> Collection[Node]:
-        # Attempts that began before the ejection say nothing new. Later ones are the probe, or went there
-        # because nothing else was left: those may bring it back as well.
-        if attempt.started_at < (node.ejected_at or now):
-            return ()
         is_probe = attempt is node.probe
         if outcome in _SAY_NOTHING:
             if is_probe:
@@ -200,18 +197,20 @@ class OutlierDetector:
         """Take the statistics, and begin another interval with the next attempt."""
         # After a pause of a whole interval nobody cares any more.
         is_late = now >= self._interval_until + self._options.interval
-        rates: list[Rate] = []
+        counts: list[tuple[Node, int, int]] = []
         for node in self._listed:
             tally = node.tally
             if tally is None:
                 continue
-            if tally.seen and not is_late and node.ejected_at is None and not node.left:
-                rates.append(Rate(node, tally.seen, tally.failed))
+            if tally.seen and node.ejected_at is None and not node.left:
+                counts.append((node, tally.seen, tally.failed))
             tally.seen = tally.failed = 0
             tally.listed = False
+        if is_late:
+            counts = []
         self._listed = []
         self._interval_until = math.inf
-        return [node for finding in outliers(rates, self._options) for node in self._eject(finding, now)]
+        return [node for finding in outliers(counts, self._options) for node in self._eject(finding, now)]
 
     def _eject(self, finding: Finding, now: float) -> Collection[Node]:
         """Take the node out if that is allowed, or leave it out for longer; returns it if it was in."""

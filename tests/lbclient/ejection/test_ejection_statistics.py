@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbclient import Ejection
-from lbclient.ejection.statistics import Rate, outliers, success_rate_bar
+from lbclient.ejection.statistics import outliers, success_rate_bar
 from lbclient.node import Node
 from lbclient.outcome import Outcome
 
@@ -18,8 +18,8 @@ from lbclient.outcome import Outcome
 def found(seen: Sequence[int], failed: Sequence[int], **options: object) -> dict[int, str]:
     """The places of the outliers in the order in which they go, and the rules that found them."""
     nodes = [Node(endpoint) for endpoint in endpoints(*range(len(seen)))]
-    rates = [Rate(*each) for each in zip(nodes, seen, failed, strict=True)]
-    findings = outliers(rates, Ejection(**options))  # type: ignore[arg-type]
+    counts = list(zip(nodes, seen, failed, strict=True))
+    findings = outliers(counts, Ejection(**options))  # type: ignore[arg-type]
     return {nodes.index(finding.node): finding.reason.value for finding in findings}
 
 

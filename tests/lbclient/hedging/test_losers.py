@@ -299,9 +299,7 @@ async def ejected(session: BalancedSession, address: str) -> None:
     """Have the node ejected, and due for a probe."""
     balancer = balancer_of(session)
     node = balancer.nodes[address]
-    node.connect_failures = 3
-    balancer._ejection.eject(node, 0.0)
-    balancer._regroup()
+    node.eject(0.0, 30.0, "a test says so", unreachable=True)
     expire_ejection(session, address)
 
 
