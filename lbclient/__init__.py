@@ -12,7 +12,7 @@ from lbclient.errors import (
 )
 from lbclient.exchange import attempts
 from lbclient.health import HealthCheck
-from lbclient.hedge import Hedge
+from lbclient.hedging import Hedge
 from lbclient.limits import Limits, Throttle
 from lbclient.load_reporter import LoadReporter
 from lbclient.outcome import Outcome

@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+import aiohttp
 from yarl import URL
 
 from lbclient.errors import NodeLeft
 from lbclient.node import NO_ATTEMPTS, Node
-from lbclient.outcome import Outcome
+from lbclient.outcome import FAILURES, Outcome
 
 if TYPE_CHECKING:
     from aiohttp import ClientRequest, ClientResponse
@@ -19,21 +20,26 @@ if TYPE_CHECKING:
 
 __all__ = ["Attempt"]
 
+# What aiohttp leaves in a body whose connection broke off, or which is none, or on which nothing came any more.
+_BROKEN = (aiohttp.ClientPayloadError, aiohttp.ClientOSError, aiohttp.ServerTimeoutError)
+
 
 class Attempt:
     """One try at one node, from the pick until the end of the body.
 
     Attributes:
         endpoint: where it went.
-        outcome: what it showed; None while it is under way.
+        outcome: what it showed; None while it is under way. A body that breaks off makes a fault of a success.
         elapsed: seconds until the head of the response, or until the failure.
         picked: why this node, in words.
-        error: what failed, in words; empty after a success.
+        error: what failed, in words, and why it was not tried again if that is not plain; empty after a success.
         sent: whether the request began to be written; sent_at: when, in `time.monotonic()` seconds.
         websocket: refers to the websocket that it became, if that wants to say farewell before it is cut.
+        observed: the outcome that the balancer has learned from; None before.
     """
 
     __slots__ = (
+        "_followed",
         "_on_land",
         "_req",
         "conn",
@@ -41,6 +47,7 @@ class Attempt:
         "endpoint",
         "error",
         "node",
+        "observed",
         "outcome",
         "picked",
         "sent",
@@ -55,12 +62,14 @@ class Attempt:
         self.endpoint = node.endpoint
         self.picked = picked
         self.outcome: Outcome | None = None
+        self.observed: Outcome | None = None
         self.elapsed = 0.0
         self.error = ""
         self.sent = False
         self.sent_at: float | None = None
         self.conn: Connection | None = None
         self._req: ClientRequest | None = None
+        self._followed: tuple[ref[ClientResponse], Callable[[Attempt, Outcome], None]] | None = None
         self.websocket: ref[Any] | None = None
         self.started_at = time.monotonic()
         node.in_flight += 1
@@ -69,6 +78,9 @@ class Attempt:
         if node.attempts is NO_ATTEMPTS:
             node.attempts = set()
         node.attempts.add(self)
+        if node.awaits_probe:
+            node.awaits_probe = False
+            node.probe = self
 
     def __repr__(self) -> str:
         return f"<Attempt {self}>"
@@ -101,6 +113,12 @@ class Attempt:
         conn.add_callback(self.land)
         return type(req).send(req, conn)
 
+    def follow(self, response: ClientResponse, on_break: Callable[[Attempt, Outcome], None]) -> None:
+        """See the body to its end; `on_break` is called with a fault if it breaks off."""
+        if self.conn is not None:
+            # The nodes know their attempts: a strong reference would keep a response that its owner has lost.
+            self._followed = ref(response), on_break
+
     def land(self) -> None:
         """The connection is free again, or there will be none: the attempt is over. Doing it twice is harmless."""
         node = self.node
@@ -111,6 +129,19 @@ class Attempt:
             self.conn = None
             self._req = None
             self._on_land()
+            if self._followed is not None:
+                self._look_at_body(*self._followed)
+
+    def _look_at_body(self, found: ref[ClientResponse], on_break: Callable[[Attempt, Outcome], None]) -> None:
+        self._followed = None
+        response = found()
+        broken = None if response is None else response.content.exception()
+        # Whoever closes a response before its end leaves another exception there. A node that has left is cut off
+        # in the end by this very client, and one failure must not count twice.
+        counted = self.node.left or self.outcome in FAILURES
+        if isinstance(broken, _BROKEN) and not counted:
+            self.error = f"{type(broken).__name__}: {broken}"
+            on_break(self, Outcome.FAULT)
 
     def cut(self, answered: Exception, unanswered: Exception) -> None:
         """End it here and now: who reads the body gets the first error, who waits for the head the second."""

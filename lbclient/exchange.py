@@ -3,38 +3,50 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from asyncio import sleep
 from collections.abc import Awaitable
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
+from yarl import URL
 
 from lbclient.attempt import Attempt
 from lbclient.errors import AttemptsFailed
-from lbclient.outcome import Outcome
+from lbclient.outcome import Outcome, asked, classify, classify_answer
 from lbclient.passage import Passage
-from lbclient.retrying import retry_after
+from lbclient.retrying import Retries, retry_after
 from lbclient.service import Service
 
 __all__ = ["Exchange", "attempts", "repeated_by_aiohttp", "settle"]
 
+log = logging.getLogger(__name__)
+
 _ATTEMPTS = "_lbclient_attempts"
 # Methods that aiohttp by itself sends once more.
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+_ERROR = 400
 _TOO_MANY_REQUESTS = 429
 # A node that was silent for so much of the request's whole time is why the deadline was missed.
 _MOST_OF_IT = 0.5
+_UNTRUSTED = (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch)
 
 
 def attempts(result: ClientResponse | BaseException) -> tuple[Attempt, ...]:
     """What was tried for a response, redirects included, or for an exception, in order.
 
-    Empty for a request that did not go to a service.
+    That includes the exceptions of `raise_for_status`. Empty for a request that did not go to a service.
     """
     # TooManyRedirects has a history as well.
     earlier = getattr(result, "history", ())
-    return tuple(attempt for r in (*earlier, result) for attempt in getattr(r, _ATTEMPTS, ()))
+    last: Any = result
+    if isinstance(result, aiohttp.ClientResponseError) and not isinstance(result, aiohttp.TooManyRedirects):
+        # Nothing else leads from there to the response.
+        last = result if hasattr(result, _ATTEMPTS) else result.request_info
+    return tuple(attempt for r in (*earlier, last) for attempt in getattr(r, _ATTEMPTS, ()))
 
 
 class Exchange:
@@ -50,8 +62,9 @@ class Exchange:
     """
 
     __slots__ = (
-        "_free",
+        "_deadline_header",
         "_handler",
+        "_retries",
         "_server_hostname",
         "_url",
         "attempt",
@@ -71,48 +84,66 @@ class Exchange:
         self._handler = handler
         self._url = req.url
         self._server_hostname = req.server_hostname
-        # Attempts that do not count: nothing was wrong with the request or the node.
-        self._free = 0
+        self._retries: Retries | None = None
+        settings = service.settings
+        header = settings.deadline_header
+        # What the caller says is left knows more than what is known here.
+        self._deadline_header = None if header is None or header in req.headers else header
+        key, methods = settings.retry.idempotency_key, settings.retry.methods
+        if key is not None and req.method not in methods and key not in req.headers:
+            req.headers[key] = passage.idempotency_key
 
     async def run(self) -> ClientResponse:
         """Try until there is an answer to return, or an error to raise."""
         service, call = self.service, self.call
         hedging = service.hedging if service.hedging is not None and service.hedging.suits(self.req) else None
-        while True:
-            self.attempt = attempt = service.begin(call) or await self._wait()
-            self.tries.append(attempt)
-            try:
-                response = await (self.send(attempt, self.req) if hedging is None else hedging.race(self))
-            except BaseException as error:
-                pause = self._after_error(error)
-                if pause is None:
-                    final = self._final(error)
-                    if final is error:
+        try:
+            while True:
+                attempt = service.begin(call) or await self._wait()
+                self.attempt = attempt
+                self.tries.append(attempt)
+                try:
+                    response = await (self.send(attempt, self.req) if hedging is None else hedging.race(self))
+                except BaseException as error:
+                    pause = self._after_error(error)
+                    if pause is None:
+                        final = self._final(error)
+                        if final is error:
+                            raise
+                        raise final from error
+                else:
+                    try:
+                        pause = self._after_answer(response)
+                    except BaseException:
+                        # A function of the user's raised.
+                        response.close()
+                        attempt.land()
                         raise
-                    raise final from error
-            else:
-                pause = self._after_answer(response)
-                if pause is None:
-                    return response
-            await settle(self.req)
-            if pause:
-                await asyncio.sleep(pause)
+                    if pause is None:
+                        return response
+                service.ledger.retries += 1
+                await settle(self.req)
+                if pause:
+                    await sleep(pause)
+        finally:
+            if self._deadline_header is not None:
+                self.req.headers.pop(self._deadline_header, None)
 
     def send(self, attempt: Attempt, req: ClientRequest) -> Awaitable[ClientResponse]:
         """Send the request to the attempt's node."""
         attempt.aim(req, self._url, self._server_hostname)
-        settings = self.service.settings
-        if settings.deadline_header is not None and self.passage.deadline is not None:
+        if self._deadline_header is not None and self.passage.deadline is not None:
             left = max(0.0, self.passage.deadline - time.monotonic())
-            req.headers[settings.deadline_header] = str(int(left * 1000))
+            req.headers[self._deadline_header] = str(int(left * 1000))
         # One coroutine less where there is no limit, which is the usual case.
-        return self._handler(req) if settings.attempt_timeout is None else self._timed(attempt, req)
+        timed = self.service.settings.attempt_timeout is not None
+        return self._timed(attempt, req) if timed else self._handler(req)
 
     async def _wait(self) -> Attempt:
         try:
             return await self.service.wait_and_begin(self.call)
         except BaseException as error:
-            _tell(error, self.tries, earlier=len(self.tries))
+            _tell(error, self.tries)
             raise
 
     async def _timed(self, attempt: Attempt, req: ClientRequest) -> ClientResponse:
@@ -129,79 +160,99 @@ class Exchange:
     def _after_error(self, error: BaseException) -> float | None:
         """Seconds until the next attempt, or None if this error is the last word."""
         attempt, call = self.attempt, self.call
-        outcome = self.service.judge(error)
-        if outcome is Outcome.OURS and isinstance(error, TimeoutError) and self._was_silent(attempt):
-            outcome = Outcome.TIMEOUT
-        attempt.error = f"{type(error).__name__}: {error}"
+        attempt.error = _in_words(error, self._url)
         attempt.land()
+        said = self._ask(error)
+        outcome = said or classify(error)
+        if said is None and outcome is Outcome.OURS and self._was_silent(error):
+            outcome = Outcome.TIMEOUT
         self.service.observe(attempt, outcome)
         call.tried = (*call.tried, attempt.node)
-        if not self.service.settings.retry.repeats_error(outcome, error, self.req):
+        retry = self.service.settings.retry
+        if not retry.repeats_error(outcome, error, self.req, sent=attempt.sent, said=said is not None):
             return None
-        return self._pause(outcome, error)
+        if isinstance(error, _UNTRUSTED):
+            log.warning("%s: %s cannot be trusted: %s", self.service.name, attempt.node.address, error)
+            if not self._further().after_untrusted(call.tried):
+                return None
+        return self._pause(outcome)
 
     def _after_answer(self, response: ClientResponse) -> float | None:
         """Seconds until the next attempt, or None if this is the answer."""
-        service, attempt = self.service, self.attempt
-        outcome = service.judge(response)
+        service, attempt, status = self.service, self.attempt, response.status
+        said = None if service.settings.classify is None else self._ask(response)
+        outcome = said or classify_answer(response)
+        if outcome is not Outcome.SUCCESS:
+            attempt.error = f"status {status}"
         service.observe(attempt, outcome)
         service.answered(attempt, response, self.call)
         if not attempt.sent:
             attempt.land()  # a middleware behind this one answered by itself
-        if outcome is not Outcome.SUCCESS and service.settings.retry.repeats_answer(
-            outcome, response.status, self.req
-        ):
-            self.call.tried = (*self.call.tried, attempt.node)
-            pause = self._pause(outcome, response)
-            if pause is not None:
-                # The connection is kept if the whole body is there already.
-                response.release()
-                return pause
+        if outcome is not Outcome.SUCCESS or status >= _ERROR:
+            retry = service.settings.retry
+            if retry.repeats_answer(outcome, status, self.req, said=said is not None):
+                self.call.tried = (*self.call.tried, attempt.node)
+                # Who limits the rate of a client mostly does so for all nodes together.
+                everywhere = status == _TOO_MANY_REQUESTS
+                pause = self._pause(outcome, asked=retry_after(response.headers), everywhere=everywhere)
+                if pause is not None:
+                    # The connection is kept if the whole body is there already.
+                    response.release()
+                    return pause
+            with suppress(AttributeError):
+                # What `raise_for_status` raises has this of the response, and nothing else.
+                setattr(response.request_info, _ATTEMPTS, self.tries)
+        if attempt.conn is not None:
+            attempt.follow(response, service.observe)
         setattr(response, _ATTEMPTS, self.tries)
         return None
 
-    def _pause(  # noqa: PLR0911 - each reason not to try again is one
-        self, outcome: Outcome, result: ClientResponse | BaseException
-    ) -> float | None:
+    def _ask(self, result: ClientResponse | BaseException) -> Outcome | None:
+        """What the user's `classify` says; if it fails the attempt has the usual outcome."""
+        try:
+            return asked(self.service.settings.classify, result)
+        except Exception as error:
+            usual = classify(result) if isinstance(result, BaseException) else classify_answer(result)
+            self.service.observe(self.attempt, usual)
+            _tell(error, self.tries)
+            raise
+
+    def _further(self) -> Retries:
+        # Most requests need none.
+        if self._retries is None:
+            service = self.service
+            rules, deadline = service.settings.retry, self.passage.deadline
+            self._retries = Retries(rules, service.ledger, service.balancer, service.rng, deadline)
+        return self._retries
+
+    def _pause(self, outcome: Outcome, *, asked: float = 0.0, everywhere: bool = False) -> float | None:
         """Seconds until the next attempt, or None if there is to be none."""
-        service, call = self.service, self.call
-        retry, balancer = service.settings.retry, service.balancer
-        made = len(self.tries) - self._free
         if self.req.session.closed:
             return None
-        if outcome is Outcome.LEFT:
-            self._free += 1
-            return 0.0
-        if made >= retry.attempts:
-            return None
-        elsewhere = not balancer.exhausted(call.tried)
-        # Nothing was sent, and another node is likely to be there: that makes nobody's load larger.
-        free = outcome is Outcome.CONNECT and balancer.has_fresh(call.tried)
-        pause = 0.0 if free else retry.pause(made, service.rng)
-        if isinstance(result, ClientResponse):
-            asked = retry_after(result.headers)
-            if result.status == _TOO_MANY_REQUESTS or not elsewhere:
-                # Who limits the rate of a client mostly does so for all nodes together.
-                if asked > retry.retry_after:
-                    return None
-                pause = max(pause, asked)
+        call, attempt, further = self.call, self.attempt, self._further()
         now = time.monotonic()
-        if self.passage.deadline is not None and now + pause >= self.passage.deadline:
-            return None
-        if not free and not service.ledger.withdraw(now):
-            return None
-        if not elsewhere:
+        pause = further.after(outcome, call.tried, now, sent=attempt.sent, asked=asked, everywhere=everywhere)
+        if pause is None:
+            if further.refusal:
+                attempt.error = f"{attempt.error}; not tried again: {further.refusal}"
+        elif outcome is not Outcome.LEFT and self.service.balancer.exhausted(call.tried):
+            # Once more from the beginning.
             call.tried = ()
         return pause
 
-    def _was_silent(self, attempt: Attempt) -> bool:
-        total = self.passage.total
-        if attempt.sent_at is None or not total:
+    def _was_silent(self, error: BaseException) -> bool:
+        """Whether the total deadline is over, and most of its time went by at the attempt's node."""
+        total, sent_at = self.passage.total, self.attempt.sent_at
+        if not total or sent_at is None or not isinstance(error, TimeoutError):
             return False
-        return time.monotonic() - attempt.sent_at >= _MOST_OF_IT * total
+        # A body that the caller makes while it is being sent may be what took so long.
+        made_up = getattr(self.req.body, "consumed", False)
+        return not made_up and time.monotonic() - sent_at >= _MOST_OF_IT * total
 
     def _final(self, error: BaseException) -> BaseException:
-        _tell(error, self.tries, earlier=len(self.tries) - 1)
+        _tell(error, self.tries, besides=self.attempt)
+        if self._retries is not None and self._retries.refusal:
+            error.add_note(f"not tried again: {self._retries.refusal}")
         if repeated_by_aiohttp(error, self.req) and getattr(self.req.session, "_retry_connection", False):
             final = AttemptsFailed(
                 f"{len(self.tries)} attempts failed, the last with {type(error).__name__}: {error}"
@@ -211,10 +262,18 @@ class Exchange:
         return error
 
 
-def _tell(error: BaseException, tries: list[Attempt], earlier: int) -> None:
-    """Attach what was tried to an exception, and notes on the attempts before the one that it came from."""
-    for number, attempt in enumerate(tries[:earlier], 1):
-        error.add_note(f"attempt {number}: {attempt}")
+def _in_words(error: BaseException, url: URL) -> str:
+    words = f"{type(error).__name__}: {error}"
+    # Some of aiohttp's messages have the URL, and its query may hold a secret: this goes to logs.
+    query = url.raw_query_string
+    return words.replace(f"?{query}", "") if query else words
+
+
+def _tell(error: BaseException, tries: list[Attempt], besides: Attempt | None = None) -> None:
+    """Attach what was tried to an exception, and notes on the attempts beside the one that it came from."""
+    for number, attempt in enumerate(tries, 1):
+        if attempt is not besides:
+            error.add_note(f"attempt {number}: {attempt}")
     setattr(error, _ATTEMPTS, tuple(tries))
 
 

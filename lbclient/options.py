@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Collection, Iterable
 from types import NoneType
+from typing import Any
 
 from yarl import URL
 
 __all__ = [
     "above_zero",
     "at_least",
+    "error_classes",
     "finite",
     "function",
     "header_name",
     "load_function",
+    "methods",
     "of_type",
     "service_host",
+    "statuses",
     "url_path",
     "whole",
     "within",
@@ -95,3 +100,42 @@ def of_type(option: str, value: object, kind: type) -> None:
     """Raise a `TypeError` that names the option unless the value is of that type or None."""
     if not isinstance(value, (kind, NoneType)):
         raise TypeError(f"{option} must be of type {kind.__name__}, not {value!r}")
+
+
+def methods(option: str, values: Collection[str]) -> frozenset[str]:
+    """The names of HTTP methods in upper case; an error that names the option unless all of them can be such."""
+    wanted = "a collection of HTTP methods, such as {'GET', 'PUT'}"
+    return frozenset(
+        _checked(option, wanted, v, isinstance(v, str) and _TOKEN.fullmatch(v)).upper()
+        for v in _collection(option, values, wanted)
+    )
+
+
+def statuses(option: str, values: Collection[int]) -> frozenset[int]:
+    """The same for statuses of answers that are errors."""
+    wanted = "a collection of statuses from 400 to 599"
+    return frozenset(
+        _checked(option, wanted, v, type(v) is int and 400 <= v <= 599)  # noqa: PLR2004 - it says so
+        for v in _collection(option, values, wanted)
+    )
+
+
+def error_classes(option: str, values: Collection[type[Exception]]) -> tuple[type[Exception], ...]:
+    """The same for classes of exceptions."""
+    wanted = "a collection of subclasses of Exception"
+    return tuple(
+        _checked(option, wanted, v, isinstance(v, type) and issubclass(v, Exception))
+        for v in _collection(option, values, wanted)
+    )
+
+
+def _collection(option: str, values: Any, wanted: str) -> Iterable[Any]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Collection):
+        raise TypeError(f"{option} must be {wanted}, not {values!r}")
+    return values
+
+
+def _checked(option: str, wanted: str, value: Any, valid: object) -> Any:
+    if not valid:
+        raise ValueError(f"{option} must be {wanted}; {value!r} is none")
+    return value

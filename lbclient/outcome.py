@@ -9,35 +9,38 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from lbclient.errors import NodeLeft
+from lbclient.errors import LBError, NodeLeft
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
 
-__all__ = ["ANSWERS", "FAILURES", "Classifier", "Outcome", "classify", "classify_answer"]
+__all__ = ["ANSWERS", "FAILURES", "Classifier", "Outcome", "asked", "classify", "classify_answer"]
 
 _TOO_MANY_REQUESTS = 429
 _SERVER_ERROR = 500
 _UNAVAILABLE = 503
 # What is in front of the server, or the server itself, did not get it answered (Envoy's gateway failures).
 _GATEWAY = frozenset({502, 503, 504})
-# This process has no descriptors left: no server's fault, and no other server would do better.
-_OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
+# This machine has no descriptors or memory left: no server's fault, and no other server would do better.
+_LOCAL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Outcome(Enum):
     """What one attempt showed about its node.
 
+    It is known when the head of an answer arrives, or none will. If the body then breaks off, the attempt is a
+    FAULT in the end, and whoever counts outcomes is told that as well.
+
     | outcome | what happened | another attempt | ejection | load | throttle |
     |---|---|---|---|---|---|
     | SUCCESS | the head of an answer arrived | no | resets | its latency | accepted |
-    | ERROR | the same, with a status of 500 or above | if `Retry.statuses` says so | counts | failure | accepted |
+    | ERROR | another status of 500 or above | if `Retry.statuses` says so | counts | failure | accepted |
     | GATEWAY | status 502, 503 or 504 | idempotent and replayable | counts | failure | refused |
     | OVERLOAD | 429, or 503 with `Retry-After` | the same, not before `Retry-After` | resets | failure | refused |
     | CONNECT | no connection, nothing was sent | any method | counts | ignored | refused |
     | LEFT | the node left before anything was sent | any method, free of charge | ignored | ignored | ignored |
-    | FAULT | sent, no answer or half of one | idempotent and replayable | counts | failure | refused |
-    | TIMEOUT | most of the request's deadline passed in silence | no, none is left | counts | failure | refused |
+    | FAULT | sent, no answer in time, or half of one | idempotent and replayable | counts | failure | refused |
+    | TIMEOUT | half of the whole time passed in silence | no, none is left | counts | failure | refused |
     | BROKEN | an answer came that is no HTTP | no | counts | failure | accepted |
     | OURS | cancellation, a hedge's loser, a deadline spent elsewhere | no | ignored | ignored | ignored |
     """
@@ -74,6 +77,32 @@ FAILURES = frozenset(
 Classifier = Callable[["ClientResponse | BaseException"], Outcome | None]
 
 
+def asked(classifier: Classifier | None, result: ClientResponse | BaseException) -> Outcome | None:
+    """The outcome that a user's function gives the end of an attempt; None for the usual one.
+
+    It is not asked about what is no sign of a server: a cancellation, or an error of the balancer's own.
+
+    Raises:
+        TypeError: if it returns something else.
+        Exception: what it raises, with a note that says where.
+    """
+    if classifier is None or isinstance(result, LBError):
+        return None
+    if isinstance(result, BaseException) and not isinstance(result, Exception):
+        return None
+    try:
+        said: object = classifier(result)
+    except Exception as error:
+        what = repr(result) if isinstance(result, Exception) else f"an answer with status {result.status}"
+        error.add_note(f"raised by classify, which was asked about {what}")
+        raise
+    if said is None:
+        return None
+    if not isinstance(said, Outcome) or said is Outcome.LEFT:
+        raise TypeError(f"classify must return None or an Outcome other than LEFT, not {said!r}")
+    return said
+
+
 def classify_answer(response: ClientResponse) -> Outcome:
     """The outcome of an attempt that was answered so."""
     status = response.status
@@ -91,7 +120,7 @@ def classify(error: BaseException) -> Outcome:  # noqa: PLR0911 - it is a table
     if isinstance(error, aiohttp.ClientProxyConnectionError):
         return Outcome.OURS
     if isinstance(error, aiohttp.ClientConnectorError):
-        return Outcome.OURS if error.os_error.errno in _OUT_OF_DESCRIPTORS else Outcome.CONNECT
+        return Outcome.OURS if error.os_error.errno in _LOCAL else Outcome.CONNECT
     if isinstance(error, (aiohttp.ConnectionTimeoutError, aiohttp.ServerFingerprintMismatch)):
         return Outcome.CONNECT
     if isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ServerTimeoutError)):
@@ -99,10 +128,7 @@ def classify(error: BaseException) -> Outcome:  # noqa: PLR0911 - it is a table
     if isinstance(error, aiohttp.ClientConnectionResetError):
         return Outcome.FAULT
     if isinstance(error, aiohttp.ClientOSError):
-        # An OSError that the user's own body raised (a file that vanished) arrives as a ClientOSError
-        # as well; what the connection raises is a ConnectionError, or has no cause.
-        foreign = isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, ConnectionError)
-        return Outcome.OURS if foreign and _of_the_body(error) else Outcome.FAULT
+        return Outcome.OURS if _of_the_body(error) else Outcome.FAULT
     if isinstance(error, (aiohttp.ClientResponseError, aiohttp.ClientPayloadError)):
         return Outcome.BROKEN
     # A bare TimeoutError is the total deadline, or the caller's own.
@@ -110,4 +136,8 @@ def classify(error: BaseException) -> Outcome:  # noqa: PLR0911 - it is a table
 
 
 def _of_the_body(error: aiohttp.ClientOSError) -> bool:
-    return "request body" in str(error)
+    """Whether the user's own body raised it: a file that vanished, or another connection that was read from."""
+    cause = error.__cause__
+    # What this connection raises into the writer of a body is no subclass of ConnectionError but aiohttp's own.
+    ours = type(cause) is ConnectionError or isinstance(cause, aiohttp.ClientConnectionError)
+    return isinstance(cause, OSError) and not ours and "request body" in str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
@@ -18,20 +19,22 @@ class Passage:
     Args:
         pass_on: called with each hop, and this.
         key: what a hashing policy hashes; None to let the policy find one in the request.
-        total: seconds for the whole request; None for no limit.
+        total: seconds for the whole request; None for no limit, and where the limit cannot be known.
 
     Attributes:
-        deadline: `time.monotonic()` seconds at which the whole request ends; None if it never does.
+        deadline: `time.monotonic()` seconds at which the whole request ends, at the earliest; None if it never
+            does, or if that is not known.
         begun: whether a hop of it was sent to a service.
     """
 
-    __slots__ = ("_pass_on", "begun", "deadline", "key", "total")
+    __slots__ = ("_idempotency_key", "_pass_on", "begun", "deadline", "key", "total")
 
     def __init__(self, pass_on: _PassOn, key: str | None = None, total: float | None = None) -> None:
         self._pass_on = pass_on
         self.key = key
         self.total = total
         self.deadline: float | None = None
+        self._idempotency_key: str | None = None
         self.begun = False
 
     def __call__(self, req: ClientRequest, handler: ClientHandlerType) -> Awaitable[ClientResponse]:
@@ -39,3 +42,10 @@ class Passage:
         if self.deadline is None and self.total:
             self.deadline = time.monotonic() + self.total
         return self._pass_on(req, handler, self)
+
+    @property
+    def idempotency_key(self) -> str:
+        """What names this request among all others, in all of its attempts and hops."""
+        if self._idempotency_key is None:
+            self._idempotency_key = str(uuid.uuid4())
+        return self._idempotency_key

@@ -9,20 +9,22 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from aiohttp import ClientRequest, ClientResponse
+from aiohttp import ClientRequest, ClientResponse, ClientSession
+from yarl import URL
 
 from discovery import Endpoint, Snapshot, Source, Watcher, open_source
 from lbclient.attempt import Attempt
 from lbclient.balancer import Balancer
 from lbclient.call import Call
 from lbclient.errors import NoEndpoints
+from lbclient.health.checker import Checker
 from lbclient.hedging import Hedging
 from lbclient.limits.lifetimes import attempts_within
 from lbclient.limits.slots import Slots
 from lbclient.limits.throttle import Meter
 from lbclient.node import Node
 from lbclient.options import service_host
-from lbclient.outcome import Outcome, classify, classify_answer
+from lbclient.outcome import Outcome, asked, classify, classify_answer
 from lbclient.passage import Passage
 from lbclient.policies import Policy
 from lbclient.probing import Prober, prequal_in
@@ -30,6 +32,7 @@ from lbclient.refusals import closed, limit_reached, no_endpoints, throttled
 from lbclient.retrying import Ledger
 from lbclient.route import Route
 from lbclient.settings import Settings
+from lbclient.side_requests import SideRequests
 
 __all__ = ["Service"]
 
@@ -74,7 +77,8 @@ class Service:
     ) -> None:
         self.name = name
         self.settings = settings
-        prober = Prober(service_host(name))
+        self._side = SideRequests(service_host(name))
+        prober = Prober(self._side)
         self.balancer = balancer = Balancer(
             name,
             partial(prober.equip, new_policy),
@@ -88,7 +92,7 @@ class Service:
         self.rng = rng = random.Random()
         limits = settings.limits
         reached = partial(limit_reached, name, limits, balancer)
-        self.slots = Slots(limits, self._begin_waiting, self._give_back, reached)
+        self.slots = Slots(limits, self._begin_waiting, self._give_back, reached, self._due_in)
         self._new_attempt = attempts_within(limits, rng.random)
         self._meter = None if settings.throttle is None else Meter(settings.throttle, rng.random)
         self._shared = isinstance(origin, Watcher)
@@ -102,17 +106,31 @@ class Service:
         self._deadlines: set[asyncio.Timeout] = set()
         self._on_left = on_left
         self._prober = prober if prequal_in(balancer.policy) is not None else None
+        check = settings.health_check
+        self._checker = (
+            None if check is None else Checker(name, check, balancer, self._side, self._on_health_change)
+        )
+        self._imitates = self._prober is not None or self._checker is not None
         self._unsubscribe: Callable[[], None] | None = None
         self._known: tuple[Endpoint, ...] | None = None
         self._policy_name = type(balancer.policy).__name__
         self._key: Key | None = getattr(balancer.policy, "key", None)
         self._session: Key | None = getattr(balancer.policy, "session", None)
-        self._answered = hasattr(balancer.policy, "answered")
+        self._draining_header = None if check is None else check.draining_header
+        # Whether anybody wants to see the heads of answers.
+        self._watches = hasattr(balancer.policy, "answered")
+        self._answered = self._watches or self._draining_header is not None
         parts: dict[str, Any] = {"throttle": self._meter, "retries": self.ledger, "hedges": self.hedging}
         self._tellers = {name: part.as_dict for name, part in parts.items() if hasattr(part, "as_dict")}
 
     def __repr__(self) -> str:
         return f"<Service {self.name}: {self.watcher.snapshot}>"
+
+    def adopt(self, session: ClientSession, base_url: URL | None) -> None:
+        """The session through which its requests will come."""
+        if self._checker is not None:
+            self._side.adopt(session, base_url)
+            self._checker.resume()
 
     def follow(self) -> None:
         """Start to follow the registry; doing it twice is harmless."""
@@ -135,6 +153,9 @@ class Service:
             await self.watcher.stop()
         if self._prober is not None:
             await self._prober.close()
+        if self._checker is not None:
+            await self._checker.close()
+        await self._side.close()
         if self.hedging is not None:
             await self.hedging.close()
 
@@ -149,14 +170,22 @@ class Service:
                 self._on_left(left)
                 if self._prober is not None:
                     self._prober.forget(left)
+            if self._checker is not None:
+                self._checker.update(self.balancer.nodes.values(), left)
             self.slots.wake()
 
     def _let_go(self) -> None:
         """Hold no endpoint that vanished from the registry and whose server fails as well."""
         nodes = self.balancer.nodes
-        gone = [a for a in self.watcher.snapshot.held if a in nodes and nodes[a].ejected_at is not None]
-        if gone:
+        held = (nodes[a] for a in self.watcher.snapshot.held if a in nodes)
+        gone = [node.address for node in held if node.ejected_at is not None or not node.healthy]
+        # If all of them fail, it may as well be this machine's network.
+        if gone and len(gone) < len(nodes):
             self.watcher.let_go(gone)
+
+    def _on_health_change(self) -> None:
+        self._let_go()
+        self.slots.wake()  # a node that is back has room
 
     def enter(self, req: ClientRequest, passage: Passage) -> Call:
         """Take in a request; returns what the balancer may know of it.
@@ -165,8 +194,10 @@ class Service:
             TypeError: for a key that is no string.
             Throttled: if the servers refuse too much.
         """
-        if self._prober is not None:
-            self._prober.imitate(req)
+        if self._imitates:
+            self._side.imitate(req)
+            if self._checker is not None:
+                self._checker.resume()
         key = passage.key
         if key is None and self._key is not None:
             key = self._key(req)
@@ -178,11 +209,11 @@ class Service:
         self.ledger.deposit(call.now)
         return call
 
-    def judge(self, result: ClientResponse | BaseException) -> Outcome:
-        """What the end of an attempt shows about its node."""
-        if self.settings.classify is not None and (said := self.settings.classify(result)) is not None:
-            return said
-        return classify(result) if isinstance(result, BaseException) else classify_answer(result)
+    def judge(self, result: ClientResponse | BaseException) -> tuple[Outcome, bool]:
+        """What the end of an attempt shows about its node, and whether that is what the user's `classify` says."""
+        if (said := asked(self.settings.classify, result)) is not None:
+            return said, True
+        return classify(result) if isinstance(result, BaseException) else classify_answer(result), False
 
     def begin(self, call: Call) -> Attempt | None:
         """Begin an attempt at a node that was not tried yet; None if something has to be waited for."""
@@ -200,9 +231,10 @@ class Service:
         return self._new_attempt(node, self._reason(node, call), self.slots.free)
 
     def _begin_waiting(self, call: Call) -> Attempt | None:
-        if not self.balancer.nodes:
+        attempt = self._begin(call) if self.balancer.nodes else None
+        if attempt is None and (self.balancer.fails_fast or not self.balancer.nodes):
             raise self._no_endpoints(call)
-        return self._begin(call)
+        return attempt
 
     async def wait_and_begin(self, call: Call) -> Attempt:
         """Wait for the first snapshot and for a free slot, then begin an attempt.
@@ -231,13 +263,20 @@ class Service:
         if self.slots.waiting:
             self.slots.wake()  # a node that is back has room
 
+    def _due_in(self) -> float | None:
+        return self.balancer.due_in(time.monotonic())
+
     def _give_back(self, attempt: Attempt) -> None:
         attempt.land()
         self.observe(attempt, Outcome.OURS)
 
     def answered(self, attempt: Attempt, response: ClientResponse, call: Call) -> None:
-        """Show the head of an answer to a policy that wants to see it."""
-        if self._answered and isinstance(attempt.node.group, Route):
+        """Show the head of an answer to those who want to see it."""
+        if not self._answered:
+            return
+        if self._checker is not None and self._draining_header and self._draining_header in response.headers:
+            self._checker.draining(attempt.node)
+        if self._watches and isinstance(attempt.node.group, Route):
             policy: Any = attempt.node.group.policy
             call.now = attempt.started_at + attempt.elapsed
             policy.answered(attempt.node, response, call)
@@ -270,12 +309,16 @@ class Service:
         snapshot = self.watcher.snapshot.as_dict()
         del snapshot["endpoints"]
         probes = {} if self._prober is None else {"probes": dict(self._prober.counts)}
-        return {
+        balancer = self.balancer.as_dict(time.monotonic())
+        state = {
             "source": repr(self.watcher.source),
             **snapshot,
-            "counts": dict(self.watcher.counts),
+            "counts": {**self.watcher.counts, **balancer.pop("counts")},
             **probes,
             **self.slots.as_dict(),
             **{name: told() for name, told in self._tellers.items()},
-            **self.balancer.as_dict(time.monotonic()),
+            **balancer,
         }
+        if self._checker is not None:
+            self._checker.describe_in(state)
+        return state

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
 from aiohttp import ClientTimeout
+from yarl import URL
 
 from discovery import Cache, Endpoint, OnEmpty, Snapshot, Source, Watcher, service_name
 from lbclient.ejection import Ejection
 from lbclient.errors import SessionClosing
 from lbclient.health import HealthCheck
-from lbclient.hedge import Hedge
+from lbclient.hedging import Hedge
 from lbclient.limits import Limits, Throttle
 from lbclient.options import above_zero, at_least
 from lbclient.outcome import Classifier
@@ -155,6 +156,8 @@ class BalancedSession:
             ws_response_class=polite(websocket),
             **session_options,
         )
+        base_url = session_options.get("base_url")
+        self._balancing.adopt(self.client_session, None if base_url is None else URL(base_url))
         if hasattr(self.client_session, "_retry_connection"):
             # aiohttp would send requests once more by itself, behind the back of the attempt loop.
             self.client_session._retry_connection = False  # noqa: SLF001 - there is no public switch (aiohttp#10790)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
 from lbclient.ejection import Ejection
 from lbclient.health import HealthCheck
-from lbclient.hedge import Hedge
+from lbclient.hedging import Hedge
 from lbclient.limits import Limits, Throttle
 from lbclient.options import above_zero, function, header_name, of_type
 from lbclient.outcome import Classifier
@@ -44,13 +45,16 @@ class Settings:
         of_type("hedge", self.hedge, Hedge)
         of_type("throttle", self.throttle, Throttle)
         of_type("health_check", self.health_check, HealthCheck)
-        for name, kind in (("retry", Retry), ("limits", Limits), ("ejection", Ejection)):
-            if not isinstance(getattr(self, name), kind):
-                raise TypeError(f"{name} must be of type {kind.__name__}, not {getattr(self, name)!r}")
+        for name, cls in (("retry", Retry), ("limits", Limits), ("ejection", Ejection)):
+            if not isinstance(getattr(self, name), cls):
+                raise TypeError(f"{name} must be of type {cls.__name__}, not {getattr(self, name)!r}")
         if self.attempt_timeout is not None:
             above_zero("attempt_timeout", self.attempt_timeout)
         if self.classify is not None:
-            function("classify", self.classify, "of a response or an exception that returns an Outcome or None")
+            kind = "of a response or an exception that returns an Outcome or None"
+            function("classify", self.classify, kind)
+            if inspect.iscoroutinefunction(self.classify):
+                raise TypeError(f"classify must be a function {kind} at once, not {self.classify!r}")
         if self.deadline_header is not None:
             header_name("deadline_header", self.deadline_header)
 
@@ -72,4 +76,8 @@ def for_each(services: Collection[str], options: Mapping[str, Any]) -> dict[str,
 
 def _settings(name: str, options: Mapping[str, Any]) -> Settings:
     chosen = {o: v.get(name) if isinstance(v, Mapping) else v for o, v in options.items()}
-    return Settings(**{option: value for option, value in chosen.items() if value is not None})
+    try:
+        return Settings(**{option: value for option, value in chosen.items() if value is not None})
+    except (ValueError, TypeError) as error:
+        error.add_note(f"for the service {name!r}")
+        raise

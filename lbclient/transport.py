@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Self
 
 import aiohttp
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
+from yarl import URL
 
 from discovery import Cache, Endpoint, OnEmpty, Snapshot, Source, Watcher
 from lbclient.drain import Drain
@@ -17,7 +19,7 @@ from lbclient.ejection import Ejection
 from lbclient.errors import SessionClosing
 from lbclient.exchange import Exchange, repeated_by_aiohttp, settle
 from lbclient.health import HealthCheck
-from lbclient.hedge import Hedge
+from lbclient.hedging import Hedge
 from lbclient.limits import Limits, Throttle
 from lbclient.options import at_least, service_host
 from lbclient.outcome import Classifier
@@ -111,6 +113,18 @@ class BalancingMiddleware:
         if len(self._services) < len(services):
             raise ValueError(f"service names differ in more than case, unlike {', '.join(services)}")
 
+    def adopt(self, session: aiohttp.ClientSession, base_url: URL | None = None) -> None:
+        """The session through which requests will come: health checks use its connections before the first one.
+
+        Without it they begin with the first request. A `BalancedSession` does this by itself.
+
+        Args:
+            session: that has this as a middleware.
+            base_url: of its requests, for the scheme.
+        """
+        for service in self._services.values():
+            service.adopt(session, base_url)
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -183,9 +197,13 @@ class BalancingMiddleware:
 
     def describe(self) -> dict[str, Any]:
         """The whole live state as plain data for JSON; times in seconds."""
+        now = time.monotonic()
         return {
             "services": {name: service.as_dict() for name, service in self._services.items()},
-            "draining": [{"address": node.address, "in_flight": node.in_flight} for node in self._drain.nodes],
+            "draining": [
+                {"address": node.address, "in_flight": node.in_flight, "oldest": node.oldest(now)}
+                for node in self._drain.nodes
+            ],
         }
 
     def keyed(self, key: str) -> aiohttp.ClientMiddlewareType:
@@ -197,14 +215,14 @@ class BalancingMiddleware:
             raise TypeError(f"a key must be a string, not {key!r}")
 
         def keyed(req: ClientRequest, handler: ClientHandlerType) -> Awaitable[ClientResponse]:
-            return Passage(self.pass_on, key, req.session.timeout.total)(req, handler)
+            return Passage(self.pass_on, key)(req, handler)
 
         return keyed
 
     def __call__(self, req: ClientRequest, handler: ClientHandlerType) -> Awaitable[ClientResponse]:
         """Called by aiohttp for each hop of each request."""
-        # What the request itself may have been given as its time-out cannot be seen from here.
-        return Passage(self.pass_on, None, req.session.timeout.total)(req, handler)
+        # What the request itself was given as its time-out cannot be seen from here; a wrong one would do harm.
+        return Passage(self.pass_on)(req, handler)
 
     async def pass_on(self, req: ClientRequest, handler: ClientHandlerType, passage: Passage) -> ClientResponse:
         """Send one hop of a request where it belongs."""

@@ -12,7 +12,7 @@ from rig import in_flight, local, resolving, stats_of
 from yarl import URL
 
 from discovery import Endpoint, Static
-from lbclient import BalancedSession, RoundRobin, attempts
+from lbclient import BalancedSession, Outcome, RoundRobin, attempts
 from lbclient.sandbox import Backend
 
 TARGETS = {
@@ -193,9 +193,10 @@ async def test_raise_for_status_is_aiohttps_own(nodes: list[Backend], per_reques
     services = {"users": Static([node.address for node in nodes])}
     async with BalancedSession(services, **on_session) as session:
         with pytest.raises(aiohttp.ClientResponseError) as caught:
-            await session.get("http://users/status/503", **on_request)
-        assert caught.value.status == 503
-        assert caught.value.request_info.real_url == URL("http://users/status/503")
+            await session.get("http://users/status/500", **on_request)
+        assert caught.value.status == 500
+        assert caught.value.request_info.real_url == URL("http://users/status/500")
+        assert [attempt.outcome for attempt in attempts(caught.value)] == [Outcome.ERROR]
         assert in_flight(session) == 0
         assert sum(stat["requests"] for stat in (await stats_of(nodes)).values()) == 1
 

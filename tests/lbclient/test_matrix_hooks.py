@@ -14,7 +14,7 @@ from rig import Prefer, in_flight, local, resolving, stats_of
 from yarl import URL
 
 from discovery import Static
-from lbclient import BalancedSession, BalancingMiddleware, attempts
+from lbclient import BalancedSession, BalancingMiddleware, Retry, attempts
 from lbclient.sandbox import Backend
 
 EVENTS = (
@@ -138,10 +138,11 @@ async def test_a_request_is_traced_once_and_its_attempts_as_connections(
 
 async def test_the_end_of_all_attempts_is_one_exception_event(unused_address: str) -> None:
     trace = Recorder()
-    async with BalancedSession(Static([unused_address]), trace_configs=[trace.config]) as session:
+    services, retry = Static([unused_address]), Retry(backoff=0)
+    async with BalancedSession(services, retry=retry, trace_configs=[trace.config]) as session:
         with pytest.raises(aiohttp.ClientConnectorError):
             await session.get("/x")
-    assert trace.take() == ["request_start", "connection_create_start", "request_exception"]
+    assert trace.take() == ["request_start", *["connection_create_start"] * 3, "request_exception"]
 
 
 @own_or_foreign

@@ -1,0 +1,106 @@
+"""Health checks over TLS: as requests, with the logical name, whatever address the registry has."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import aiohttp
+import pytest
+import trustme
+from rig import Local, local, node_of, until
+
+from discovery import Endpoint, Static
+from lbclient import BalancedSession, HealthCheck
+
+Start = Callable[[str], Awaitable[Local]]
+CHECK = HealthCheck(interval=0.02, timeout=0.5, unhealthy_threshold=2)
+
+
+@pytest.fixture
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+@pytest.fixture
+async def servers(authority: trustme.CA) -> AsyncIterator[Start]:
+    """Start servers with a certificate for a name."""
+    async with AsyncExitStack() as stack:
+
+        async def start(name: str) -> Local:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            authority.issue_cert(name).configure_cert(context)
+            return await stack.enter_async_context(local(tls=context))
+
+        yield start
+
+
+def session_for(server: Local, trusting: ssl.SSLContext, *, tls: bool, **options: Any) -> BalancedSession:
+    connector = aiohttp.TCPConnector(limit=0, ssl=trusting)
+    return BalancedSession(
+        Static([Endpoint.parse(server.address, tls=tls)]),
+        **({"name": "users", "connector": connector, "health_check": CHECK} | options),
+    )
+
+
+def last(session: BalancedSession, server: Local) -> Any:
+    return node_of(session, server.address)["check"]
+
+
+async def test_checks_use_the_sessions_tls_settings_before_the_first_request(
+    servers: Start, trusting: ssl.SSLContext
+) -> None:
+    server = await servers("users")
+    async with session_for(server, trusting, tls=True) as session:
+        await session.ready()
+        await until(lambda: last(session, server) is not None)
+        assert last(session, server)["result"] == "ok"
+    assert set(server.names) == {"users"}
+    assert server.seen[0].headers["Host"] == "users"
+
+
+async def test_an_https_base_url_says_that_checks_use_tls(servers: Start, trusting: ssl.SSLContext) -> None:
+    server = await servers("users")
+    async with session_for(server, trusting, tls=False, base_url="https://users/") as session:
+        await session.ready()
+        await until(lambda: last(session, server) is not None)
+        assert last(session, server)["result"] == "ok"
+
+
+async def test_checks_follow_the_requests_scheme_settings_and_name(
+    servers: Start, trusting: ssl.SSLContext
+) -> None:
+    """Plain checks of a TLS port fail, until a request shows how it is done."""
+    server = await servers("api.example")
+    async with session_for(server, trusting, tls=False, connector=None) as session:
+        await session.ready()
+        await until(lambda: node_of(session, server.address)["state"] == "unhealthy")
+        async with session.get("https://users/x", ssl=trusting, server_hostname="api.example"):
+            pass
+        await until(lambda: node_of(session, server.address)["state"] == "ready")
+    assert set(server.names) == {"api.example"}
+
+
+async def test_a_certificate_for_another_name_is_a_failure(servers: Start, trusting: ssl.SSLContext) -> None:
+    server = await servers("mallory")
+    async with session_for(server, trusting, tls=True) as session:
+        await session.ready()
+        await until(lambda: last(session, server) is not None)
+        assert last(session, server)["result"] == "failed"
+        assert "CertificateError" in last(session, server)["why"]
+    assert server.seen == []
+
+
+async def test_a_tcp_check_of_a_tls_port_only_connects(servers: Start, trusting: ssl.SSLContext) -> None:
+    server = await servers("mallory")
+    check = HealthCheck(path=None, interval=0.02)
+    async with session_for(server, trusting, tls=True, health_check=check) as session:
+        await session.ready()
+        await until(lambda: last(session, server) is not None)
+        assert last(session, server)["result"] == "ok"
+    assert server.names == []
+    assert server.seen == []

@@ -1,0 +1,111 @@
+"""All of six servers down, and one of them up again: no storm of retries, and found at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from fault_rig import FaultServer
+from proof_rig import (
+    HEALTHY,
+    WHOLE,
+    Load,
+    Sent,
+    connects_counted,
+    milliseconds,
+    posts_processed_twice,
+    processed,
+    quantile,
+    report,
+    tries_of,
+    working,
+)
+from rig import in_flight, until
+
+from discovery import Memory
+from lbclient import BalancedSession, Ejection, Retry
+
+OUTAGE = 10.0 if WHOLE else 2.0
+WITHIN = 1.0
+OK = 200
+
+
+def allowed(requests: int, seconds: float) -> float:
+    """Attempts that the budget allows for so many requests that came in so many seconds, after a quiet start."""
+    budget = Retry().budget
+    return requests + budget.share * requests + budget.per_second * (budget.window + seconds)
+
+
+def first_success(load: Load, since: float) -> float:
+    """Seconds until a request that was started since then was answered."""
+    ends = [sent.started_at + sent.elapsed for sent in load.between(since) if sent.status == OK]
+    return min(ends) - since
+
+
+async def down(servers: list[FaultServer]) -> None:
+    """Kill -9, all at once."""
+    await asyncio.gather(*(server.kill() for server in servers))
+
+
+# The one that is back first may be the one that was never taken out, or one that is out for long.
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("base", [30.0, 0.3], ids=["shorter than the ejection", "longer than the ejection"])
+async def test_all_down_and_up_again(base: float) -> None:
+    async with working(6) as servers:
+        memory = Memory(server.address for server in servers)
+        async with BalancedSession(memory, ejection=Ejection(base=base, cap=2 * base)) as session:
+            load = Load(session)
+            rows: list[tuple[str, object]] = []
+            with connects_counted() as connects:
+                async with load.running():
+                    await until(lambda: all(server.report.heads > 5 for server in servers))
+                    worst = 0.0
+                    for first in servers if WHOLE else servers[:2]:
+                        await down(servers)
+                        down_at = time.monotonic()
+                        under_way = in_flight(session)
+                        connects.clear()
+                        await asyncio.sleep(OUTAGE)
+                        await first.restart(*HEALTHY)
+                        back_at = time.monotonic()
+                        meanwhile = load.between(down_at, back_at)
+                        tries, connected = len(tries_of(meanwhile)), sum(connects.values())
+                        await until(lambda since=back_at: any_success(load, since), 10)
+                        success = first_success(load, back_at)
+                        worst = max(worst, success)
+                        # Those that were cut off try again as well.
+                        most = allowed(len(meanwhile) + under_way, back_at - down_at)
+                        rows += [
+                            (f"{first.name} back first: requests while all were down", len(meanwhile)),
+                            ("  attempts", tries),
+                            ("  connections tried", connected),
+                            ("  allowed by the budget", f"{most:.0f}"),
+                            ("  first success after", milliseconds(success)),
+                        ]
+                        assert connected <= most
+                        assert tries <= most
+                        await asyncio.gather(
+                            *(server.restart(*HEALTHY) for server in servers if server is not first)
+                        )
+                        since = time.monotonic()
+                        await until(lambda since=since: settled(load.between(since), 100), 20)
+            rows += [
+                ("requests in all", len(load.sent)),
+                ("p99 of the failures", milliseconds(quantile(load.failed, 0.99))),
+            ]
+            report(f"all of 6 down for {OUTAGE:g} s, ejection for {base:g} s", rows)
+            assert worst < WITHIN
+            assert posts_processed_twice(load, servers) == []
+            # No server ever read more than one in five twice: the rest of the attempts were not even connected.
+            assert sum(processed(servers).values()) <= allowed(len(load.sent), 0)
+
+
+def any_success(load: Load, since: float) -> bool:
+    return any(sent.status == OK for sent in load.between(since))
+
+
+def settled(sent: list[Sent], count: int) -> bool:
+    """Whether the newest so many requests that ended did well."""
+    over = [each for each in sent if each.over]
+    return len(over) >= count and not any(each.failed for each in over[-count:])
