@@ -123,7 +123,7 @@ class BalancingMiddleware:
             base_url: of its requests, for the scheme.
         """
         for service in self._services.values():
-            service.adopt(session, base_url)
+            service.inquiries.adopt(session, base_url)
 
     async def __aenter__(self) -> Self:
         return self
