@@ -145,6 +145,8 @@ class Attempt:
 
     def cut(self, answered: Exception, unanswered: Exception) -> None:
         """End it here and now: who reads the body gets the first error, who waits for the head the second."""
+        # What its body has then is no fault of the node.
+        self._followed = None
         conn, protocol = self.conn, None if self.conn is None else self.conn.protocol
         if conn is not None and protocol is not None and conn.transport is not None:
             # A private name that is read. If it vanishes, the reader has aiohttp's own error.

@@ -248,7 +248,7 @@ class Exchange:
         if repeated_by_aiohttp(error, self.req) and getattr(self.req.session, "_retry_connection", False):
             last = in_words(error, self._url)
             final = AttemptsFailed(f"{len(self.tries)} attempts failed, the last with {last}")
-            tell(final, self.tries, earlier=0)
+            keep(final, self.tries)
             return final
         return error
 

@@ -69,9 +69,9 @@ class Row:
 
 # Of each service. Parts that are not configured are not there.
 SERVICE_ROWS = (
-    Row("requests", "Requests, each hop of a redirect counted", ("retries", "requests")),
-    Row("retries", "Attempts after a failed one", ("retries", "retries")),
-    Row("budget_refusals", "Retries and hedges that the budget did not allow", ("retries", "refused")),
+    Row("requests", "Requests, each hop of a redirect counted", ("budget", "requests")),
+    Row("retries", "Attempts after a failed one", ("budget", "retries")),
+    Row("budget_refusals", "Retries and hedges that the budget did not allow", ("budget", "refused")),
     Row("hedges", "Second attempts while the first one took long", ("hedges", "sent")),
     Row("hedges_won", "Hedges that were answered first", ("hedges", "won")),
     Row("hedges_refused", "Hedges that the budget did not allow", ("hedges", "refused")),

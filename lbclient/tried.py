@@ -31,21 +31,21 @@ def attempts(result: ClientResponse | BaseException) -> tuple[Attempt, ...]:
     return tuple(attempt for r in (*earlier, last) for attempt in getattr(r, _ATTEMPTS, ()))
 
 
-def keep(response: ClientResponse, tries: list[Attempt]) -> None:
-    """Attach what was tried to a response."""
-    setattr(response, _ATTEMPTS, tries)
-    if response.status >= _ERROR:
+def keep(result: ClientResponse | BaseException, tries: list[Attempt]) -> None:
+    """Attach what was tried to what came of it."""
+    setattr(result, _ATTEMPTS, tries)
+    if isinstance(result, ClientResponse) and result.status >= _ERROR:
         with suppress(AttributeError):
             # What `raise_for_status` raises has this of the response, and nothing else.
-            setattr(response.request_info, _ATTEMPTS, tries)
+            setattr(result.request_info, _ATTEMPTS, tries)
 
 
 def tell(error: BaseException, tries: list[Attempt], besides: Attempt | None = None) -> None:
-    """Attach what was tried to an exception, and notes on the attempts beside the one that it came from."""
+    """Attach what was tried to an exception, with notes on the attempts beside the one that it came from."""
     for number, attempt in enumerate(tries, 1):
         if attempt is not besides:
             error.add_note(f"attempt {number}: {attempt}")
-    setattr(error, _ATTEMPTS, tuple(tries))
+    keep(error, tries)
 
 
 def in_words(error: BaseException, url: URL) -> str:

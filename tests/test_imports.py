@@ -176,11 +176,13 @@ MODULES = {
     "lbclient.routes": "call node policies route routing",
     "lbclient.balancer": "attempt call ejection node outcome policies route routes routing discovery",
     "lbclient.settings": "ejection health hedging limits options outcome retrying routing",
+    "lbclient.inquiries": (
+        "balancer health.checker health.health_check node options policies probing side_requests"
+    ),
     "lbclient.refusals": "balancer errors limits.limits limits.throttle discovery",
     "lbclient.service": (
-        "attempt balancer call errors health.checker hedging limits.lifetimes limits.slots "
-        "limits.throttle node options outcome passage policies probing refusals retrying route settings "
-        "side_requests discovery"
+        "attempt balancer call errors hedging inquiries limits.lifetimes limits.slots limits.throttle "
+        "node outcome passage policies refusals retrying route settings discovery"
     ),
     "lbclient.exchange": "attempt errors outcome passage retrying service tried",
     "lbclient.transport": (

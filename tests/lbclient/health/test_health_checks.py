@@ -14,7 +14,7 @@ from aiohttp import web
 from rig import Gate, Local, Prefer, black_hole, hang, in_flight, local, node_of, ok, paths, until, wire
 
 from discovery import Memory, Static, Watcher
-from lbclient import BalancedSession, BalancingMiddleware, HealthCheck
+from lbclient import BalancedSession, BalancingMiddleware, HealthCheck, SessionClosing
 from lbclient.health.asking import AGENT
 from lbclient.sandbox import Backend
 
@@ -280,6 +280,8 @@ async def test_a_request_that_outlives_the_middleware_brings_no_checks_back() ->
         await balancing.close()
         gate.let()
         (await request).release()
+        with pytest.raises(SessionClosing):
+            await session.get("http://users/x", middlewares=(balancing,))
         before = checks(server)
         await asyncio.sleep(0.06)
         assert checks(server) == before
