@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ from faults import Fault
 from lbclient.sandbox import free_port
 from lbclient.sandbox.process import Process
 
-__all__ = ["Fault", "FaultServer", "Report", "Trace", "fault_servers"]
+__all__ = ["Fault", "FaultServer", "Report", "Trace", "fault_servers", "started"]
 
 _PROGRAM = Path(__file__).with_name("fault_server.py")
 _START_TIMEOUT = 20.0
@@ -190,3 +190,17 @@ async def fault_servers(*names: str, tls: tuple[Path, Path] | None = None) -> As
         await asyncio.gather(*starts, return_exceptions=True)
         started = [start.result() for start in starts if not start.cancelled() and not start.exception()]
         await asyncio.gather(*(server.stop() for server in started))
+
+
+def started(starts: Iterable[Awaitable[FaultServer]]) -> Iterator[dict[str, FaultServer]]:
+    """For a fixture with a scope: start servers outside of any test's loop, yield them by their names, stop them."""
+    loop = asyncio.new_event_loop()
+
+    async def start() -> list[FaultServer]:
+        return list(await asyncio.gather(*starts))
+
+    servers = loop.run_until_complete(start())
+    yield {server.name: server for server in servers}
+    for server in servers:
+        loop.run_until_complete(server.stop())
+    loop.close()

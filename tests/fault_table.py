@@ -10,7 +10,8 @@ rules know nothing of the implementation:
 3. An answer of 429, 502, 503 or 504 is treated the same; where the request does not go on, it is the answer.
 4. Any other answer is the answer, also if its body breaks off, which the caller notices when reading it.
 5. What is no HTTP is an error, and nobody else is asked.
-6. There are three attempts, each at another server. When they are used up the last result is the caller's.
+6. There are three attempts, each at another server; after a server that cannot prove who it is there is only one
+   more. When they are used up the last result is the caller's.
 7. A server has processed a request once it has read its head and its whole body.
 """
 
@@ -55,6 +56,7 @@ class Kind:
         status: of the answer.
         port: what the server's port does instead: "refuse" or "fill".
         tls: whether it is for servers with the wrong certificate.
+        attempts: how many there are.
         kept: whether it is for connections that were used before.
         attempt_timeout: seconds, for servers that would never end an attempt by themselves.
     """
@@ -65,6 +67,7 @@ class Kind:
     status: int = 200
     port: str = ""
     tls: bool = False
+    attempts: int = 3
     kept: bool = False
     attempt_timeout: float | None = None
 
@@ -124,7 +127,7 @@ class Cell:
     def expected(self) -> Expected:
         """What the rules say."""
         heads, processed = [0, 0, 0], [0, 0, 0]
-        for place in range(3):
+        for place in range(self.kind.attempts):
             if place == self.healthy_at:
                 heads[place] = processed[place] = 1
                 return Expected(tuple(heads), tuple(processed), place, 200, ())
@@ -184,7 +187,7 @@ def _torn(fault: Fault, errors: tuple[str, ...] = _TORN) -> Kind:
 KINDS: dict[str, Kind] = {
     "refuse": Kind(shows=Shows.UNSENT, errors=("ClientConnectorError",), port="refuse"),
     "stop accepting": Kind(shows=Shows.UNSENT, errors=("ConnectionTimeoutError",), port="fill"),
-    "wrong name": Kind(shows=Shows.UNSENT, errors=("ClientConnectorCertificateError",), tls=True),
+    "wrong name": Kind(shows=Shows.UNSENT, errors=("ClientConnectorCertificateError",), tls=True, attempts=2),
     "silent": _unknown(Fault(sends="nothing", then="silence")),
     "deaf": _unknown(Fault(reads="nothing", sends="nothing", then="silence")),
     "slow drip": _unknown(Fault(pieces=20, pause=0.1)),

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 import trustme
-from fault_rig import FaultServer
+from fault_rig import FaultServer, started
 from fault_table import BODIES, HEALTHY_AT, KINDS, METHODS, Cell, Kind, Shows, cells
 from rig import Prefer, until
 
@@ -107,22 +107,8 @@ class Rig:
             # Neither what was learned of a server nor a budget may keep a request from what the rules say.
             ejection=Ejection(connect_failures=1_000_000),
             retry=Retry(backoff=0.001, backoff_cap=0.001, budget=Budget(per_second=1_000_000.0)),
-            timeout=aiohttp.ClientTimeout(total=20, sock_read=0.25 if "SocketTimeoutError" in kind.errors else 10),
+            timeout=aiohttp.ClientTimeout(total=10, sock_read=0.25 if "SocketTimeoutError" in kind.errors else 10),
         )
-
-
-def started(starts: Iterable[Awaitable[FaultServer]]) -> Iterator[dict[str, FaultServer]]:
-    """Start servers outside of any test's loop; they belong to none."""
-    loop = asyncio.new_event_loop()
-
-    async def start() -> list[FaultServer]:
-        return list(await asyncio.gather(*starts))
-
-    servers = loop.run_until_complete(start())
-    yield {server.name: server for server in servers}
-    for server in servers:
-        loop.run_until_complete(server.stop())
-    loop.close()
 
 
 @pytest.fixture(scope="module")
