@@ -30,7 +30,7 @@ BACKENDS = 6
 ROUNDS = 10 if WHOLE else 2
 # Seconds that a server lingers after its entry is gone. Clients hear of it within some milliseconds; the default
 # of a `Registrar` is 1 s, since other machines may be slower.
-LINGER = 0.25
+LINGER = 0.25 if WHOLE else 0.15
 
 
 class Deployment:
