@@ -113,8 +113,8 @@ async def roll(source: Etcd | Consul, title: str) -> None:
         assert sum(times.values()) <= tries
         assert deployment.late == 0
         assert deployment.under_way > 0
-        # The load was there all the time.
-        assert len(load.sent) > 0.9 * load.rate * seconds
+        # The load was there all the time; a machine that does other things as well may be late.
+        assert len(load.sent) > 0.5 * load.rate * seconds
 
 
 @pytest.mark.timeout(120)
