@@ -12,7 +12,7 @@ from yarl import URL
 
 from lbclient.errors import NodeLeft
 from lbclient.node import NO_ATTEMPTS, Node
-from lbclient.outcome import Outcome
+from lbclient.outcome import FAILURES, Outcome
 
 if TYPE_CHECKING:
     from aiohttp import ClientRequest, ClientResponse
@@ -35,6 +35,7 @@ class Attempt:
         error: what failed, in words, and why it was not tried again if that is not plain; empty after a success.
         sent: whether the request began to be written; sent_at: when, in `time.monotonic()` seconds.
         websocket: refers to the websocket that it became, if that wants to say farewell before it is cut.
+        observed: the outcome that the balancer has learned from; None before.
     """
 
     __slots__ = (
@@ -46,6 +47,7 @@ class Attempt:
         "endpoint",
         "error",
         "node",
+        "observed",
         "outcome",
         "picked",
         "sent",
@@ -60,6 +62,7 @@ class Attempt:
         self.endpoint = node.endpoint
         self.picked = picked
         self.outcome: Outcome | None = None
+        self.observed: Outcome | None = None
         self.elapsed = 0.0
         self.error = ""
         self.sent = False
@@ -75,6 +78,9 @@ class Attempt:
         if node.attempts is NO_ATTEMPTS:
             node.attempts = set()
         node.attempts.add(self)
+        if node.awaits_probe:
+            node.awaits_probe = False
+            node.probe = self
 
     def __repr__(self) -> str:
         return f"<Attempt {self}>"
@@ -130,9 +136,10 @@ class Attempt:
         self._followed = None
         response = found()
         broken = None if response is None else response.content.exception()
-        # Whoever closes a response before its end leaves another exception there; a node that has left is cut off
-        # in the end by this very client.
-        if isinstance(broken, _BROKEN) and not self.node.left:
+        # Whoever closes a response before its end leaves another exception there. A node that has left is cut off
+        # in the end by this very client, and one failure must not count twice.
+        counted = self.node.left or self.outcome in FAILURES
+        if isinstance(broken, _BROKEN) and not counted:
             self.error = f"{type(broken).__name__}: {broken}"
             on_break(self, Outcome.FAULT)
 

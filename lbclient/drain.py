@@ -101,13 +101,14 @@ class Drain:
         remnant.deadline = None
         if self._listed(address):
             return
-        del self._remnants[address]
         attempts = [attempt for node in remnant.nodes for attempt in node.attempts if attempt.conn is not None]
         if attempts:
             why = f"{address} left {self._timeout:g} s ago"
             log.warning("%s: %d attempts are cut", why, len(attempts))
             # Without an answer it is as if the server had closed the connection: another one may be asked.
             self.cut(attempts, why, aiohttp.ServerDisconnectedError)
+        # Those that say farewell are under way until then.
+        self._forget_ended()
 
     def cut(
         self,

@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
+from yarl import URL
 
 from lbclient.attempt import Attempt
 from lbclient.errors import AttemptsFailed
@@ -159,7 +160,7 @@ class Exchange:
     def _after_error(self, error: BaseException) -> float | None:
         """Seconds until the next attempt, or None if this error is the last word."""
         attempt, call = self.attempt, self.call
-        attempt.error = f"{type(error).__name__}: {error}"
+        attempt.error = _in_words(error, self._url)
         attempt.land()
         said = self._ask(error)
         outcome = said or classify(error)
@@ -259,6 +260,13 @@ class Exchange:
             setattr(final, _ATTEMPTS, tuple(self.tries))
             return final
         return error
+
+
+def _in_words(error: BaseException, url: URL) -> str:
+    words = f"{type(error).__name__}: {error}"
+    # Some of aiohttp's messages have the URL, and its query may hold a secret: this goes to logs.
+    query = url.raw_query_string
+    return words.replace(f"?{query}", "") if query else words
 
 
 def _tell(error: BaseException, tries: list[Attempt], besides: Attempt | None = None) -> None:

@@ -92,7 +92,7 @@ class Service:
         self.rng = rng = random.Random()
         limits = settings.limits
         reached = partial(limit_reached, name, limits, balancer)
-        self.slots = Slots(limits, self._begin_waiting, self._give_back, reached)
+        self.slots = Slots(limits, self._begin_waiting, self._give_back, reached, self._due_in)
         self._new_attempt = attempts_within(limits, rng.random)
         self._meter = None if settings.throttle is None else Meter(settings.throttle, rng.random)
         self._shared = isinstance(origin, Watcher)
@@ -179,7 +179,8 @@ class Service:
         nodes = self.balancer.nodes
         held = (nodes[a] for a in self.watcher.snapshot.held if a in nodes)
         gone = [node.address for node in held if node.ejected_at is not None or not node.healthy]
-        if gone:
+        # If all of them fail, it may as well be this machine's network.
+        if gone and len(gone) < len(nodes):
             self.watcher.let_go(gone)
 
     def _on_health_change(self) -> None:
@@ -209,7 +210,7 @@ class Service:
         return call
 
     def judge(self, result: ClientResponse | BaseException) -> tuple[Outcome, bool]:
-        """What the end of an attempt shows about its node, and whether that is the word of the user's `classify`."""
+        """What the end of an attempt shows about its node, and whether that is what the user's `classify` says."""
         if (said := asked(self.settings.classify, result)) is not None:
             return said, True
         return classify(result) if isinstance(result, BaseException) else classify_answer(result), False
@@ -230,9 +231,10 @@ class Service:
         return self._new_attempt(node, self._reason(node, call), self.slots.free)
 
     def _begin_waiting(self, call: Call) -> Attempt | None:
-        if not self.balancer.nodes:
+        attempt = self._begin(call) if self.balancer.nodes else None
+        if attempt is None and (self.balancer.fails_fast or not self.balancer.nodes):
             raise self._no_endpoints(call)
-        return self._begin(call)
+        return attempt
 
     async def wait_and_begin(self, call: Call) -> Attempt:
         """Wait for the first snapshot and for a free slot, then begin an attempt.
@@ -260,6 +262,9 @@ class Service:
             self._meter.observe(outcome, now)
         if self.slots.waiting:
             self.slots.wake()  # a node that is back has room
+
+    def _due_in(self) -> float | None:
+        return self.balancer.due_in(time.monotonic())
 
     def _give_back(self, attempt: Attempt) -> None:
         attempt.land()
@@ -304,14 +309,15 @@ class Service:
         snapshot = self.watcher.snapshot.as_dict()
         del snapshot["endpoints"]
         probes = {} if self._prober is None else {"probes": dict(self._prober.counts)}
+        balancer = self.balancer.as_dict(time.monotonic())
         state = {
             "source": repr(self.watcher.source),
             **snapshot,
-            "counts": dict(self.watcher.counts),
+            "counts": {**self.watcher.counts, **balancer.pop("counts")},
             **probes,
             **self.slots.as_dict(),
             **{name: told() for name, told in self._tellers.items()},
-            **self.balancer.as_dict(time.monotonic()),
+            **balancer,
         }
         if self._checker is not None:
             self._checker.describe_in(state)

@@ -32,10 +32,17 @@ class _Polite(ClientWebSocketResponse):
         """Why it was closed, if it was closed from this side because its node had left."""
         return self._cut or super().exception()
 
+    async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"") -> bool:
+        """Close it; with 1001, "going away" (RFC 6455, section 7.4.1), instead of 1000 if that is why."""
+        # Whoever receives is told first, and may be faster to close it.
+        if self._cut is not None and code == WSCloseCode.OK:
+            code = WSCloseCode.GOING_AWAY
+        return await super().close(code=code, message=message)
+
     async def say_farewell(self, error: Exception) -> None:
-        """Close it with 1001, "going away" (RFC 6455, section 7.4.1); whoever receives from it sees it close."""
+        """Close it since its node has left; whoever receives from it sees it close."""
         self._cut = error
-        await self.close(code=WSCloseCode.GOING_AWAY)
+        await self.close()
 
 
 def polite(kind: type[Any]) -> type[Any]:

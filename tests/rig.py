@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -66,6 +67,34 @@ async def drop(request: web.BaseRequest) -> web.StreamResponse:
 async def hang(_: web.BaseRequest) -> web.StreamResponse:
     await asyncio.Event().wait()
     return web.Response()
+
+
+class Websockets:
+    """Echoes what comes through websockets; `codes` are those that clients closed theirs with, None for none."""
+
+    def __init__(self) -> None:
+        self.codes: list[int | None] = []
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        websocket = web.WebSocketResponse()
+        await websocket.prepare(request)
+        code = None
+        try:
+            while (message := await websocket.receive()).type is web.WSMsgType.TEXT:
+                await websocket.send_str(message.data)
+            code = message.data if message.type is web.WSMsgType.CLOSE else None
+        finally:
+            self.codes.append(code)
+        return websocket
+
+
+async def events(request: web.BaseRequest) -> web.StreamResponse:
+    """One server-sent event, and then silence."""
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    await response.write(b"data: 1\n\n")
+    await asyncio.Event().wait()
+    return response
 
 
 @asynccontextmanager
@@ -180,7 +209,8 @@ def node_of(session: BalancedSession, address: str) -> dict[str, Any]:
 def expire_ejection(session: BalancedSession, address: str) -> None:
     """Have the time for which a node is out pass at once."""
     balancer = session._balancing._services["service"].balancer
-    balancer.nodes[address].ejected_until = balancer._probe_at = 0.0
+    balancer.nodes[address].ejected_until = 0.0
+    balancer._regroup(time.monotonic())
 
 
 def in_flight(session: BalancedSession) -> int:

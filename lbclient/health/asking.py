@@ -57,8 +57,8 @@ async def _connect(node: Node, timeout: float) -> Finding:  # noqa: ASYNC109 - a
 async def _request(node: Node, path: str, check: HealthCheck, side: SideRequests, trip: Trip) -> Finding:
     async with side.get(node, path, timeout=check.timeout, agent=AGENT, trip=trip) as response:
         finding = _judge(response, check)
-        if not await _ends_within(response.content, _MOST):
-            response.close()
+        # With something unread on it aiohttp keeps no connection.
+        await _read(response.content, _MOST)
     return finding
 
 
@@ -78,14 +78,13 @@ def _closes(headers: Mapping[str, str]) -> bool:
     return "close" in (option.strip() for option in options)
 
 
-async def _ends_within(content: StreamReader, most: int) -> bool:
-    """Read the body; False if there is more of it than these bytes."""
+async def _read(content: StreamReader, most: int) -> None:
+    """Read the body to its end, or a little more of it than these bytes."""
     while most >= 0:
         chunk = await content.read(most + 1)
         if not chunk:
-            return True
+            return
         most -= len(chunk)
-    return False
 
 
 def _is_ours(error: Exception) -> bool:

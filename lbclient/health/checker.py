@@ -39,7 +39,7 @@ class Balancing(Protocol):
     def set_health(self, node: Node, *, healthy: bool, now: float) -> None: ...  # noqa: D102
     def set_leaving(self, node: Node, *, leaving: bool, now: float) -> None: ...  # noqa: D102
     def health_confirmed(self, node: Node, now: float) -> None: ...  # noqa: D102
-    def together(self) -> AbstractContextManager[None]: ...  # noqa: D102
+    def together(self, now: float) -> AbstractContextManager[None]: ...  # noqa: D102
 
 
 class Checker:
@@ -104,7 +104,7 @@ class Checker:
         self._targets.update(zip(fresh, targets, strict=True))
         if self._check.mandatory and fresh:
             now = time.monotonic()
-            with self._balancing.together():
+            with self._balancing.together(now):
                 for node in fresh:
                     self._balancing.set_health(node, healthy=False, now=now)
         self._spread(targets)
@@ -230,7 +230,7 @@ class Checker:
         changed, self._changed = self._changed, {}
         lines = 0
         now = time.monotonic()
-        with self._balancing.together():
+        with self._balancing.together(now):
             for target, why in changed.items():
                 node, state = target.node, target.state
                 if (node.healthy, node.leaving) != (state.healthy, state.leaving):

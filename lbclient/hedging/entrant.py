@@ -27,12 +27,14 @@ class Entrant:
 
     Attributes:
         task: ends with the head of the answer.
+        told: whether what a loser showed was recorded.
     """
 
-    __slots__ = ("_req", "attempt", "task")
+    __slots__ = ("_req", "attempt", "task", "told")
 
     def __init__(self, attempt: Attempt, req: ClientRequest, send: _Send) -> None:
         self.attempt = attempt
+        self.told = False
         self._req = _twin(req)
         self.task = asyncio.create_task(send(attempt, self._req))
 

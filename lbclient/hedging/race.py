@@ -262,29 +262,32 @@ class Hedging:
         attempt.outcome = Outcome.OURS
         attempt.error = _LOST
         attempt.elapsed = time.monotonic() - attempt.started_at
-        self._own(asyncio.create_task(self._linger(exchange.service, loser)))
+        task = asyncio.create_task(self._linger(exchange.service, loser))
+        # No `finally` in the coroutine: a task that is cancelled before its first step has none.
+        task.add_done_callback(lambda _: self._part(exchange.service, loser))
+        self._own(task)
 
     async def _linger(self, service: _Service, loser: Entrant) -> None:
         """Let a loser answer, so that its latency is known, and its connection is free again."""
-        outcome: Outcome | None = Outcome.OURS
+        attempt = loser.attempt
         try:
             async with asyncio.timeout(self._hedge.linger):
                 response = await loser.task
-                outcome = None
-                if service.judge(response)[0] is Outcome.SUCCESS:
-                    loser.attempt.error = ""
-                    service.observe(loser.attempt, Outcome.SUCCESS)
-                else:
-                    service.observe(loser.attempt, Outcome.OURS)
+                outcome, _ = service.judge(response)
+                loser.told = True
+                attempt.error = "" if outcome is Outcome.SUCCESS else _LOST
+                service.observe(attempt, Outcome.SUCCESS if outcome is Outcome.SUCCESS else Outcome.OURS)
                 if (response.content_length or 0) <= _LARGEST and response.content.exception() is None:
                     # aiohttp itself frees the connection when the whole body is there, read or not.
                     await response.content.wait_eof()
         except Exception:
-            log.debug("the loser of a race failed: %s", loser.attempt, exc_info=True)
-        finally:
-            loser.drop()
-            if outcome is not None:
-                service.observe(loser.attempt, outcome)
+            log.debug("the loser of a race failed: %s", attempt, exc_info=True)
+
+    def _part(self, service: _Service, loser: Entrant) -> None:
+        """The end of a loser: nothing of it is left, and it is no blame for its server."""
+        self._drop(loser)
+        if not loser.told:
+            service.observe(loser.attempt, Outcome.OURS)
 
     def _drop(self, entrant: Entrant) -> None:
         entrant.hush()

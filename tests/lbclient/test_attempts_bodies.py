@@ -204,7 +204,14 @@ class BugError(Exception):
 @pytest.mark.parametrize("method", ["PUT", "POST"])
 @pytest.mark.parametrize(
     "error",
-    [OSError(5, "Input/output error"), OSError("disk"), ValueError("bug"), TimeoutError("slow"), BugError()],
+    [
+        OSError(5, "Input/output error"),
+        OSError("disk"),
+        ConnectionResetError("of another server"),
+        ValueError("bug"),
+        TimeoutError("slow"),
+        BugError(),
+    ],
 )
 async def test_a_body_that_raises_blames_no_node_and_is_not_sent_again(method: str, error: Exception) -> None:
     async def body() -> AsyncIterator[bytes]:

@@ -85,6 +85,23 @@ async def test_a_certificate_for_another_name_is_refused_and_another_node_is_tri
     assert [seen.body for seen in right.seen] == [b"secret"]
 
 
+async def test_after_a_wrong_certificate_one_other_node_is_asked_and_the_log_says_why(
+    servers: Start, client_tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever stands between us and all of them is not given a third try."""
+    wrong = [await servers("mallory") for _ in range(3)]
+    nodes = Static([endpoint(server.address) for server in wrong])
+    async with BalancedSession({"users": nodes}) as session:
+        with pytest.raises(aiohttp.ClientConnectorCertificateError) as caught:
+            await session.get("https://users/x", ssl=client_tls)
+        assert len(attempts(caught.value)) == 2
+        assert sum(len(server.names) for server in wrong) == 2
+    warned = [record.message for record in caplog.records if "cannot be trusted" in record.message]
+    assert [each.partition(": ")[0] for each in warned] == ["users", "users"]
+    for attempt, message in zip(attempts(caught.value), warned, strict=True):
+        assert attempt.endpoint.address in message
+
+
 async def test_without_another_node_the_certificates_error_is_raised(
     servers: Start, client_tls: ssl.SSLContext
 ) -> None:
@@ -93,6 +110,7 @@ async def test_without_another_node_the_certificates_error_is_raised(
         with pytest.raises(aiohttp.ClientConnectorCertificateError, match="users"):
             await session.get("https://users/x", ssl=client_tls)
         assert in_flight(session) == 0
+    assert wrong.names == ["users"], "it was asked once more"
     assert wrong.seen == []
 
 

@@ -22,6 +22,86 @@ async def test_max_attempts_is_a_whole_number_from_1(value: Any) -> None:
     assert repr(value) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("methods", "GET", "methods must be a collection of HTTP methods, .*, not 'GET'"),
+        ("methods", 3, "methods must be a collection of HTTP methods, .*, not 3"),
+        ("methods", ["GET", "P T"], "methods must be a collection of HTTP methods, .*; 'P T' is none"),
+        ("methods", [b"GET"], "b'GET' is none"),
+        ("statuses", 503, "statuses must be a collection of statuses from 400 to 599, not 503"),
+        ("statuses", "503", "statuses must be .*, not '503'"),
+        ("statuses", {503, 200}, "statuses must be a collection of statuses from 400 to 599; 200 is none"),
+        ("statuses", ["503"], "'503' is none"),
+        ("statuses", [True], "True is none"),
+        (
+            "exceptions",
+            OSError,
+            "exceptions must be a collection of subclasses of Exception, not <class 'OSError'>",
+        ),
+        ("exceptions", (OSError, BaseException), "<class 'BaseException'> is none"),
+        ("exceptions", (OSError("x"),), r"OSError\('x'\) is none"),
+        ("backoff", -1, "backoff must be 0 or more, not -1"),
+        ("backoff", "1", "backoff must be 0 or more, not '1'"),
+        ("backoff", 1.0, "backoff must be at most backoff_cap, 0.25, not 1.0"),
+        ("backoff_cap", float("nan"), "backoff_cap must be 0 or more, not nan"),
+        ("backoff_cap", float("inf"), "backoff_cap must be finite, not inf"),
+        ("retry_after", -1, "retry_after must be 0 or more, not -1"),
+        ("retry_after", None, "retry_after must be 0 or more, not None"),
+        ("idempotency_key", "", "idempotency_key must be the name of a header, not ''"),
+        ("idempotency_key", "X Key", "idempotency_key must be the name of a header, not 'X Key'"),
+        ("idempotency_key", True, "idempotency_key must be the name of a header, not True"),
+        ("budget", 0.2, "budget must be of type Budget, not 0.2"),
+        ("budget", None, "budget must be of type Budget, not None"),
+    ],
+)
+async def test_a_rule_for_retries_is_checked(option: str, value: Any, said: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=said):
+        Retry(**{option: value})
+
+
+async def test_rules_for_retries_may_be_written_in_several_ways() -> None:
+    retry = Retry(
+        methods=["get", "Post"], statuses=range(500, 600), exceptions=[OSError], retry_after=float("inf")
+    )
+    assert retry.methods == {"GET", "POST"}
+    assert 599 in retry.statuses
+    assert retry.exceptions == (OSError,)
+    assert Retry() == Retry()
+
+
+async def judge(_: object) -> None:
+    """It would have to be awaited."""
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("retry", 3, "retry must be of type Retry, not 3"),
+        ("retry", {"attempts": 3}, "retry has 'attempts', which is no service; there are users"),
+        ("retry", {"users": 3}, "retry must be of type Retry, not 3"),
+        ("classify", 3, "classify must be a function of a response or an exception .*, not 3"),
+        ("classify", judge, "classify must be a function of a response or an exception .* at once, not "),
+        ("deadline_header", "a b", "deadline_header must be the name of a header, not 'a b'"),
+        ("deadline_header", 3, "deadline_header must be the name of a header, not 3"),
+        ("attempt_timeout", {"users": -1}, "attempt_timeout must be above 0, not -1"),
+    ],
+)
+@pytest.mark.parametrize("owner", [BalancedSession, BalancingMiddleware])
+async def test_options_of_services_are_checked_for_each(owner: Any, option: str, value: Any, said: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=said) as caught:
+        owner(USERS, **{option: value})
+    if not isinstance(value, dict) or "users" in value:
+        assert caught.value.__notes__ == ["for the service 'users'"]
+
+
+async def test_services_that_are_not_named_have_the_defaults() -> None:
+    services = {"users": Memory(), "orders": Memory(), "mails": Memory()}
+    async with BalancedSession(services, retry={"users": Retry(attempts=7), "mails": None}) as session:
+        made = session._balancing._services
+        assert [made[name].settings.retry.attempts for name in services] == [7, 3, 3]
+
+
 @pytest.mark.parametrize("option", ["wait_for_endpoints", "drain_timeout"])
 @pytest.mark.parametrize("value", BAD_NUMBERS)
 async def test_numbers_that_may_be_zero(option: str, value: Any) -> None:

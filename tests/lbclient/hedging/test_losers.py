@@ -1,0 +1,326 @@
+"""What becomes of the attempt that was not the first: its connection, its latency, its blame."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from hedging_rig import Observed, Script, Status, balancer_of, counts, hedging_of, no_losers, preferring
+from rig import Gate, Prefer, black_hole, drop, expire_ejection, hang, in_flight, local, node_of, ok, until
+
+from discovery import Memory
+from lbclient import BalancedSession, Hedge, Outcome, attempts
+
+
+def body_of(size: int, *, chunked: bool = False, then: asyncio.Event | None = None) -> Any:
+    """Answer with so many bytes; half of them at once, and the rest when the event is set."""
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        if not chunked:
+            response.content_length = size
+        await response.prepare(request)
+        await response.write(b"x" * (size // 2))
+        if then is not None:
+            await then.wait()
+        await response.write(b"x" * (size - size // 2))
+        await response.write_eof()
+        return response
+
+    return answer
+
+
+async def test_its_connection_is_used_again_after_it_answered() -> None:
+    gate = Gate()
+    async with local(gate) as slow, local() as fast, preferring(slow.address, fast.address) as session:
+        for _ in range(5):
+            async with session.get("/x") as response:
+                assert len(attempts(response)) == 2
+            gate.let()
+            await no_losers(session)
+            assert in_flight(session) == 0
+        assert len(slow.seen) == len(fast.seen) == 5
+        assert (slow.connections, fast.connections) == (1, 1)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_it_may_take_a_while_for_its_body(chunked: bool) -> None:
+    event = asyncio.Event()
+    answer = Script(body_of(50_000, chunked=chunked, then=event), ok)
+    late = Script(lambda request: delayed(0.05, answer, request), ok)
+    async with local(late) as slow, local() as fast, preferring(slow.address, fast.address) as session:
+        async with session.get("/x"):
+            pass
+        await until(lambda: node_of(session, slow.address)["latency"] is not None)
+        assert in_flight(session) == 1
+        event.set()
+        await no_losers(session)
+        assert in_flight(session) == 0
+        async with session.get("/x"):
+            pass
+        assert slow.connections == 1
+
+
+async def delayed(seconds: float, answer: Any, request: web.BaseRequest) -> web.StreamResponse:
+    await asyncio.sleep(seconds)
+    response: web.StreamResponse = await answer(request)
+    return response
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_large_body_is_not_taken_in(chunked: bool) -> None:
+    late = Script(lambda request: delayed(0.05, body_of(50_000_000, chunked=chunked), request), ok)
+    # What says how large it is is not waited for at all.
+    linger = Hedge(after=0.01, linger=0.3 if chunked else 30)
+    async with (
+        local(late) as slow,
+        local() as fast,
+        preferring(slow.address, fast.address, hedge=linger) as session,
+    ):
+        async with session.get("/x"):
+            pass
+        await no_losers(session)
+        assert in_flight(session) == 0
+        assert node_of(session, slow.address)["latency"] is not None
+        async with session.get("/x"):
+            pass
+        assert slow.connections == 2
+
+
+async def test_it_is_cut_when_its_time_is_over() -> None:
+    linger = Hedge(after=0.01, linger=0.1)
+    async with (
+        local(hang) as slow,
+        local() as fast,
+        preferring(slow.address, fast.address, hedge=linger) as session,
+    ):
+        observed = Observed(session)
+        async with session.get("/x"):
+            pass
+        assert in_flight(session) == 1
+        await no_losers(session)
+        assert in_flight(session) == 0
+        assert observed.outcomes == [(fast.address, Outcome.SUCCESS), (slow.address, Outcome.OURS)]
+        async with session.get("/x"):
+            pass
+        assert (slow.connections, fast.connections) == (2, 1)
+
+
+async def test_without_linger_it_is_cut_at_once() -> None:
+    linger = Hedge(after=0.01, linger=0)
+    async with (
+        local(hang) as slow,
+        local() as fast,
+        preferring(slow.address, fast.address, hedge=linger) as session,
+    ):
+        async with session.get("/x") as response:
+            assert [a.outcome for a in attempts(response)] == [Outcome.OURS, Outcome.SUCCESS]
+        assert in_flight(session) == 0
+
+
+async def test_what_was_not_sent_is_not_sent_after_the_answer() -> None:
+    async with black_hole() as silent, local() as fast, preferring(silent, fast.address) as session:
+        observed = Observed(session)
+        async with session.get("/x") as response:
+            assert [a.outcome for a in attempts(response)] == [Outcome.OURS, Outcome.SUCCESS]
+            assert in_flight(session) <= 1
+        await no_losers(session)
+        assert observed.of(silent) == [Outcome.OURS]
+        assert balancer_of(session).nodes[silent].connect_failures == 0
+
+
+async def test_what_is_connected_in_the_moment_of_the_answer_sends_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The connection is there, and the task is about to write, when the other attempt wins."""
+    async with local() as slow, local() as fast:
+        async with preferring(slow.address, fast.address) as session:
+            connector = session.client_session.connector
+            assert connector is not None
+            connect, answered, connected = connector.connect, asyncio.Event(), asyncio.Event()
+
+            async def patched(req: Any, *args: Any, **kwargs: Any) -> Any:
+                conn = await connect(req, *args, **kwargs)
+                if str(req.url.port) in slow.address:
+                    connected.set()
+                    try:
+                        await answered.wait()
+                    except asyncio.CancelledError:
+                        return conn  # as if the cancellation had come too late
+                return conn
+
+            monkeypatch.setattr(connector, "connect", patched)
+            async with session.get("/x") as response:
+                assert [a.outcome for a in attempts(response)] == [Outcome.OURS, Outcome.SUCCESS]
+            assert connected.is_set()
+            await no_losers(session)
+        assert len(slow.seen) == 0
+
+
+@pytest.mark.parametrize("failure", [drop, Status(500), Status(503)])
+async def test_it_never_counts_against_its_server(failure: Any) -> None:
+    late = Script(lambda request: delayed(0.1, failure, request))
+    async with local(late) as slow, local() as fast, preferring(slow.address, fast.address) as session:
+        observed = Observed(session)
+        async with session.get("/x"):
+            pass
+        await no_losers(session)
+        assert observed.of(slow.address) == [Outcome.OURS]
+        assert node_of(session, slow.address)["failures"] == 0
+
+
+async def test_how_long_it_took_is_learned() -> None:
+    gate = Gate()
+    async with local(gate) as slow, local() as fast, preferring(slow.address, fast.address) as session:
+        observed = Observed(session)
+        async with session.get("/x"):
+            pass
+        await asyncio.sleep(0.1)
+        assert observed.of(slow.address) == []
+        gate.let()
+        await no_losers(session)
+        assert observed.of(slow.address) == [Outcome.SUCCESS]
+        assert node_of(session, slow.address)["latency"] > 0.1
+
+
+async def test_how_long_it_took_is_part_of_the_percentile() -> None:
+    """One in ten takes long and loses: without these the percentile would know fast answers only."""
+    gate = Gate()
+    async with local(Script(*[ok] * 100, gate)) as slow, local() as fast:
+        hedge = Hedge(percentile=0.95, linger=5)
+        async with preferring(slow.address, fast.address, hedge=hedge) as session:
+            for _ in range(100):
+                async with session.get("/x"):
+                    pass
+            before = hedging_of(session).delay
+            assert before is not None
+            hedged = 0
+            for _ in range(30):
+                async with session.get("/x") as response:
+                    hedged += len(attempts(response)) == 2
+            assert hedged == 30
+            await asyncio.sleep(0.05)
+            gate.let(1000)
+            await no_losers(session)
+            for _ in range(70):
+                async with session.get("/x"):
+                    pass
+            delay = hedging_of(session).delay
+            assert delay is not None
+            assert delay > before
+            assert delay > 0.05
+
+
+async def test_close_cuts_it() -> None:
+    async with local(hang) as slow, local() as fast, preferring(slow.address, fast.address) as session:
+        observed = Observed(session)
+        async with session.get("/x"):
+            pass
+        assert hedging_of(session).as_dict()["lingering"] == 1
+        await hedging_of(session).close()
+        assert hedging_of(session).as_dict()["lingering"] == 0
+        assert in_flight(session) == 0
+        assert observed.of(slow.address) == [Outcome.OURS]
+
+
+async def test_after_close_none_lingers() -> None:
+    gate = Gate()
+    async with local(hang) as slow, local(gate) as fast, preferring(slow.address, fast.address) as session:
+        task = asyncio.ensure_future(session.get("/x")._coro)
+        await until(lambda: len(fast.seen) == 1)
+        await hedging_of(session).close()
+        gate.let()
+        assert (await task).status == 200
+        assert in_flight(session) <= 1
+        await no_losers(session)
+        (await task).release()
+        assert in_flight(session) == 0
+
+
+async def test_closing_the_session_closes_its_descriptor() -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    async with local(hang) as slow, local() as fast, preferring(slow.address, fast.address) as session:
+        for _ in range(5):
+            async with session.get("/x"):
+                pass
+        assert hedging_of(session).as_dict()["lingering"] == 5
+    gc.collect()
+    await until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before)
+
+
+async def test_a_node_that_leaves_cuts_it_after_the_drain_timeout() -> None:
+    async with local(hang) as slow, local() as fast:
+        source = Memory([slow.address, fast.address])
+        options: dict[str, Any] = {"hedge": Hedge(after=0.01, linger=30), "drain_timeout": 0.1}
+        async with BalancedSession(source, policy=Prefer(slow.address), **options) as session:
+            async with session.get("/x"):
+                pass
+            source.set([fast.address])
+            await until(lambda: [d["address"] for d in session.describe()["draining"]] == [slow.address])
+            await until(lambda: session.describe()["draining"] == [])
+            await no_losers(session)
+
+
+async def test_an_answer_of_a_node_that_left_is_still_taken() -> None:
+    gate = Gate()
+    async with local(gate) as slow, local() as fast:
+        source = Memory([slow.address, fast.address])
+        hedge = Hedge(after=0.01, linger=30)
+        async with BalancedSession(source, policy=Prefer(slow.address), hedge=hedge) as session:
+            async with session.get("/x") as response:
+                pass
+            source.set([fast.address])
+            gate.let()
+            await no_losers(session)
+            assert attempts(response)[0].outcome is Outcome.SUCCESS
+            assert session.describe()["draining"] == []
+
+
+async def ejected(session: BalancedSession, address: str) -> None:
+    """Have the node ejected, and due for a probe."""
+    balancer = balancer_of(session)
+    node = balancer.nodes[address]
+    node.connect_failures = 3
+    balancer._ejection.eject(node, 0.0)
+    balancer._regroup()
+    expire_ejection(session, address)
+
+
+async def test_a_probe_that_loses_and_answers_brings_its_node_back() -> None:
+    gate = Gate()
+    async with local(gate) as slow, local() as fast, preferring(slow.address, fast.address) as session:
+        async with session.get("/first") as response:
+            pass
+        gate.let()
+        await no_losers(session)
+        await ejected(session, slow.address)
+        async with session.get("/x") as response:
+            assert attempts(response)[0].endpoint.address == slow.address
+        assert node_of(session, slow.address)["state"] == "probing"
+        gate.let()
+        await no_losers(session)
+        assert node_of(session, slow.address)["state"] == "ready"
+
+
+async def test_a_probe_that_loses_and_is_cut_lets_the_next_one_begin() -> None:
+    hedge = Hedge(after=0.01, linger=0.05)
+    async with (
+        local(Script(hang, ok)) as slow,
+        local() as fast,
+        preferring(fast.address, slow.address, hedge=hedge) as session,
+    ):
+        async with session.get("/first") as response:
+            pass
+        await ejected(session, slow.address)
+        async with session.get("/x") as response:
+            assert attempts(response)[0].endpoint.address == slow.address
+        await no_losers(session)
+        assert node_of(session, slow.address)["state"] == "ejected"
+        async with session.get("/x") as response:
+            assert [a.endpoint.address for a in attempts(response)] == [slow.address]
+        assert node_of(session, slow.address)["state"] == "ready"
+        assert counts(session) == (1, 1, 0)
