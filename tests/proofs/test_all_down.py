@@ -93,7 +93,7 @@ async def test_all_down_and_up_again(case: Case) -> None:
                         success = first_success(load, back_at)
                         worst = max(worst, success)
                         # Those that were cut off try again as well; and until a connection to each of the servers
-                        # has failed, retries after failed connections are free, two for each request of that moment.
+                        # has failed, retries after failed connections are free: two for each request of then.
                         most = case.allowed(len(meanwhile) + under_way, back_at - down_at)
                         most += 2 * (under_way + len(servers))
                         rows += [
