@@ -78,6 +78,11 @@ class Inquiries:
         if self._checker is not None and self.drained_by is not None and self.drained_by in response.headers:
             self._checker.draining(node)
 
+    def stop(self) -> None:
+        """Begin no further checks, whatever becomes of the coroutine that closes this."""
+        if self._checker is not None:
+            self._checker.stop()
+
     async def close(self) -> None:
         """End those that are under way, and begin no others."""
         if self._prober is not None:

@@ -129,8 +129,7 @@ class Service:
         if self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None
-        if self._checker is not None:
-            self._checker.stop()  # now, whatever becomes of this coroutine
+        self.inquiries.stop()
         if self._shared:
             # It goes on without us, and they may wait for it in vain for long.
             for deadline in self._deadlines:
