@@ -58,9 +58,16 @@ simulate: $(READY) ## compare the policies in virtual time, some minutes; plots 
 docs: $(READY) ## write docs/defaults.md from the code
 	$(BIN)/python docs/defaults.py
 
-soak: $(READY) ## ten minutes of random changes and disasters on real registries (SECONDS=n for each)
-	LBCLIENT_SOAK_SECONDS=$(or $(SECONDS),200) LBCLIENT_SOAK_SEED=$${RANDOM_SEED:-$$(date +%s)} \
-		$(BIN)/python -m pytest tests/discovery/test_convergence.py $(ARGS)
+proofs: $(READY) ## restarts, kills, outages and silence under load with real servers, with their numbers, some minutes
+	LBCLIENT_PROOFS=whole $(BIN)/python -m pytest -q -s tests/proofs --deselect tests/proofs/test_storm.py $(ARGS)
+
+storm: $(READY) ## a minute of random faults and churn at 100 requests a second (SECONDS=n)
+	LBCLIENT_SOAK_SECONDS=$(or $(SECONDS),60) LBCLIENT_SOAK_SEED=$${RANDOM_SEED:-$$(date +%s)} \
+		$(BIN)/python -m pytest -q -s tests/proofs/test_storm.py $(ARGS)
+
+soak: $(READY) ## ten minutes of random changes, faults and disasters on real registries and servers (SECONDS=n for each)
+	LBCLIENT_SOAK_SECONDS=$(or $(SECONDS),150) LBCLIENT_SOAK_SEED=$${RANDOM_SEED:-$$(date +%s)} \
+		$(BIN)/python -m pytest tests/discovery/test_convergence.py tests/proofs/test_storm.py $(ARGS)
 
 clean: ## remove the virtual environment and all caches of this folder
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -35,6 +35,7 @@ class Attempt:
         error: what failed, in words, and why it was not tried again if that is not plain; empty after a success.
         sent: whether the request began to be written; sent_at: when, in `time.monotonic()` seconds.
         websocket: refers to the websocket that it became, if that wants to say farewell before it is cut.
+        observed: the outcome that the balancer has learned from; None before.
     """
 
     __slots__ = (
@@ -46,6 +47,7 @@ class Attempt:
         "endpoint",
         "error",
         "node",
+        "observed",
         "outcome",
         "picked",
         "sent",
@@ -60,6 +62,7 @@ class Attempt:
         self.endpoint = node.endpoint
         self.picked = picked
         self.outcome: Outcome | None = None
+        self.observed: Outcome | None = None
         self.elapsed = 0.0
         self.error = ""
         self.sent = False
@@ -75,6 +78,9 @@ class Attempt:
         if node.attempts is NO_ATTEMPTS:
             node.attempts = set()
         node.attempts.add(self)
+        if node.awaits_probe:
+            node.awaits_probe = False
+            node.probe = self
 
     def __repr__(self) -> str:
         return f"<Attempt {self}>"
@@ -139,6 +145,8 @@ class Attempt:
 
     def cut(self, answered: Exception, unanswered: Exception) -> None:
         """End it here and now: who reads the body gets the first error, who waits for the head the second."""
+        # What its body has then is no fault of the node.
+        self._followed = None
         conn, protocol = self.conn, None if self.conn is None else self.conn.protocol
         if conn is not None and protocol is not None and conn.transport is not None:
             # A private name that is read. If it vanishes, the reader has aiohttp's own error.

@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
-from bisect import bisect
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import accumulate
 from typing import Any
-
-from xxhash import xxh64_intdigest
 
 from discovery import Endpoint
 from lbclient.attempt import Attempt
 from lbclient.call import Call
-from lbclient.ejection import Ejection
+from lbclient.ejection import Ejection, OutlierDetector
 from lbclient.node import NOWHERE, Node
-from lbclient.outcome import ANSWERS, FAILURES, Outcome
+from lbclient.outcome import FAILURES, Outcome
 from lbclient.policies import Policy
 from lbclient.route import Route
-from lbclient.routing import Announcer, Pace, Portion, Routing, SlowStart, WarmUp
+from lbclient.routes import Routes
+from lbclient.routing import Routing, SlowStart, WarmUp
 
 __all__ = ["Balancer"]
 
-log = logging.getLogger(__name__)
-
-# How often another node is looked for instead of one that is being warmed up. With half of the nodes new, one in
-# a thousand requests is refused this often.
-_DRAWS = 8
-# Portions that are gone whose policies are remembered; a registry may come up with ever new zones.
-_POLICIES_KEPT = 100
-# Hashing policies hash the same key with 0: a route must not get one stretch of their rings only.
-_SEED = 1
+# Seconds for which a node may be due for its probe until even a request whose session goes well is that.
+_OVERDUE = 10.0
 
 
 class Balancer:
-    """Keeps one `Node` per address and chooses among the usable ones: see `Routing.split`.
+    """Keeps one `Node` per address and chooses among the usable ones: see `Routing.split` and `Ejection`.
 
-    A balancer with nodes always has a usable one.
+    A balancer with nodes always has a usable one, unless `Routing.panic` says otherwise.
 
     Args:
         name: the service's name, for log lines.
@@ -64,28 +53,36 @@ class Balancer:
     ) -> None:
         self.name = name
         self.nodes: dict[str, Node] = {}
-        self.routes: tuple[Route, ...] = ()
-        self.policy = new_policy()
-        # It goes to the first portion.
-        self._unused: Policy | None = self.policy
-        self._new_policy = new_policy
-        self._has_holders = hasattr(self.policy, "holder")
-        # The policy of each portion by its name; they outlive the portions, which come and go with the health.
-        self._policies: dict[str, Policy] = {}
-        # Upper bounds of the routes' shares; None where all requests take the first one.
-        self._bounds: list[float] | None = None
-        self._ejection = ejection or Ejection()
-        self._limit = limit_per_node or math.inf
-        self._routing = routing or Routing()
         rng = rng or random.Random()
         self._random = rng.random
-        self._warm_up = None if slow_start is None else WarmUp(slow_start, rng)
-        self._announcer = Announcer(name)
-        # The first moment at which an ejected node is due for a probe: one comparison per pick.
-        self._probe_at = math.inf
-        self._ejected: list[Node] = []
-        # While several changes come together: whether the routes have to be made anew after them.
-        self._stale: bool | None = None
+        self._routing = routing or Routing()
+        self._routes = Routes(name, self._routing, new_policy, rng.random)
+        self.policy = self._routes.policy
+        self._has_holders = hasattr(self.policy, "holder")
+        ejection = ejection or Ejection()
+        self._detector = OutlierDetector(name, ejection, self._routing, rng)
+        self._probes = self._detector.probes
+        self._limit = limit_per_node or math.inf
+        self._warm_up = WarmUp(rng)
+        self._slow_start = slow_start
+        longer = [each for each in (ejection.slow_start, slow_start) if each is not None]
+        self._return = max(longer, key=lambda each: each.window, default=None)
+        # While several changes come together: the nodes that they moved.
+        self._moved: list[Node] | None = None
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """What is chosen among; none without nodes, and in some kinds of panic."""
+        return self._routes.all
+
+    @property
+    def fails_fast(self) -> bool:
+        """Whether a request for which there is no node is to fail at once."""
+        return self._routing.panic == "fail" and not self.routes
+
+    def due_in(self, now: float) -> float | None:
+        """Seconds until a node may be due, for requests that wait because none is usable; None if they do not."""
+        return None if self.routes or math.isinf(self._probes.next_at) else max(0.0, self._probes.next_at - now)
 
     @property
     def usable(self) -> tuple[Node, ...]:
@@ -96,14 +93,14 @@ class Balancer:
         """Take the new set as it is; returns the nodes that left. What was learned about the others stays."""
         old, self.nodes = self.nodes, {}
         # What is there from the beginning was not started just now.
-        warm_up = self._warm_up if old else None
+        slow_start = self._slow_start if old else None
         reweighted = False
         for endpoint in self._routing.narrow(tuple(endpoints)):
             node = old.pop(endpoint.address, None)
             if node is None:
                 node = Node(endpoint)
-                if warm_up is not None:
-                    warm_up.begin(node, now)
+                if slow_start is not None:
+                    self._warm_up.begin(node, now, slow_start)
             elif node.endpoint is not endpoint and node.endpoint != endpoint:
                 reweighted = reweighted or node.weight != endpoint.weight
                 node.describe_as(endpoint)
@@ -111,22 +108,26 @@ class Balancer:
         for node in old.values():
             node.left = True
             node.group = NOWHERE
-            if self._warm_up is not None:
-                self._warm_up.forget(node)
-        self._regroup(reweighted=reweighted)
+            self._warm_up.forget(node)
+        self._regroup(now, reweighted=reweighted)
         return list(old.values())
 
     def pick(self, call: Call) -> Node | None:
-        """A node, and one that was not tried if there is such; None if all of those are at their limit.
+        """A node, and one that was not tried if there is such.
 
-        There must be a node.
+        None if all of those are at their limit, or in a panic that is to `fail` or `wait`. There must be a node.
         """
-        if self._has_holders and call.session is not None and (node := self._holder(call)) is not None:
+        held = self._holder(call) if self._has_holders and call.session is not None else None
+        if held is not None and call.now < self._probes.next_at + _OVERDUE:
+            return held
+        if call.now >= self._probes.next_at and (node := self._probes.take(call, self._limit)) is not None:
             return node
-        if call.now >= self._probe_at and (node := self._due(call)) is not None:
-            return node
-        route = self.routes[0] if self._bounds is None else self._choose(call)
-        if not call.tried and (self._warm_up is None or not self._warm_up.is_on(call.now)):
+        if held is not None:
+            return held
+        route = self._routes.only or self._routes.choose(call)
+        if route is None:
+            return None
+        if not call.tried and call.now >= self._warm_up.until:
             call.excluded = ()
             call.in_flight = route.in_flight
             node = route.policy.pick(route.nodes, call)
@@ -144,22 +145,13 @@ class Balancer:
                 return node
         return None
 
-    def _choose(self, call: Call) -> Route:
-        assert self._bounds is not None  # noqa: S101 - for the type checker
-        # A key goes to the same route each time, and at all clients that see the same shares.
-        if call.key is None:
-            point = self._random()
-        else:
-            point = xxh64_intdigest(call.key.encode("utf-8", "surrogatepass"), _SEED) / 2**64
-        return self.routes[min(bisect(self._bounds, point), len(self.routes) - 1)]
-
     def _pick_another(self, preferred: Route, call: Call) -> Node | None:
         """The way of the few: requests that were tried before, full nodes, and new ones that are warmed up."""
         full = False
         for route in (preferred, *(route for route in self.routes if route is not preferred)):
             tried = tuple(node for node in call.tried if node.group is route)
             if len(tried) < len(route.nodes):
-                if (node := self._pick_from(route, call, tried)) is not None:
+                if (node := route.pick_another(call, tried, self._limit, self._warm_up)) is not None:
                     return node
                 full = True
         if full:
@@ -168,41 +160,6 @@ class Balancer:
         rest = [node for node in self.nodes.values() if _is_open(node) and node not in call.tried] or self.usable
         rest = [node for node in rest if node.in_flight < self._limit]
         return min(rest, key=lambda node: (node.in_flight, self._random())) if rest else None
-
-    def _pick_from(self, route: Route, call: Call, tried: tuple[Node, ...]) -> Node | None:
-        """A node of the route that was not tried and is not full."""
-        excluded: Collection[Node] = tried
-        spared: list[Node] = []
-        full = False
-        call.in_flight = route.in_flight
-        pace = self._pace(route, call.now)
-        while len(excluded) < len(route.nodes):
-            call.excluded = excluded
-            node = route.policy.pick(route.nodes, call)
-            if node.in_flight >= self._limit:
-                # One full node is seldom the only one; the second time all are looked for.
-                others = (n for n in route.nodes if full and n.in_flight >= self._limit)
-                excluded = {*excluded, node, *others}
-                full = True
-            elif pace is None or len(spared) >= _DRAWS or self._admits(node, pace, call.now):
-                return node
-            else:
-                spared.append(node)
-                excluded = {*excluded, node}
-        # Better one that is new than none.
-        return spared[0] if spared else None
-
-    def _pace(self, route: Route, now: float) -> Pace | None:
-        """How fast new nodes of the route earn requests, with this one counted; None if there is no new one."""
-        if self._warm_up is None or not self._warm_up.is_on(now):
-            return None
-        if route.pace is None:
-            route.pace = self._warm_up.pace(route.nodes)
-        route.pace.picks += 1
-        return route.pace
-
-    def _admits(self, node: Node, pace: Pace, now: float) -> bool:
-        return self._warm_up is None or self._warm_up.admits(node, pace, now)
 
     def exhausted(self, tried: tuple[Node, ...]) -> bool:
         """Whether every node was tried that may be."""
@@ -215,10 +172,19 @@ class Balancer:
         )
 
     def observe(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
-        """Learn from an attempt that came to its end, or to the head of its response."""
-        node = attempt.node
+        """Learn from an attempt that came to its end, or to the head of its response.
+
+        May be called a second time when the body breaks off after the head of an answer.
+        """
+        node, before = attempt.node, attempt.observed
         # Connecting is not what the server is slow at: with TLS a first request would make it look so for long.
         waited = attempt.elapsed if attempt.sent_at is None else now - attempt.sent_at
+        if before is not None:
+            # What the head showed of the latency is known already.
+            if before is Outcome.SUCCESS and outcome in FAILURES:
+                self._observe_body(attempt, outcome, waited, now)
+            return
+        attempt.observed = outcome
         if outcome not in (Outcome.OURS, Outcome.LEFT):
             failed = outcome in FAILURES
             node.failures += failed
@@ -227,108 +193,67 @@ class Balancer:
                 node.learn(waited, now, failed=failed)
         elif outcome is Outcome.OURS:
             node.learn_at_least(waited, now)
-        failing = self._ejection.fails(node, outcome)
-        if node.left:
-            return
-        if node.ejected_at is None:
-            if failing:
-                self._eject(node, attempt, now)
-        elif attempt.started_at >= node.ejected_at:
-            self._observe_probe(node, attempt, outcome, now)
+        if not node.left and (changed := self._detector.observe(attempt, outcome, now)):
+            self._move(changed, now)
 
-    def set_health(self, node: Node, *, healthy: bool, now: float) -> None:  # noqa: ARG002 - for what comes back
+    def _observe_body(self, attempt: Attempt, outcome: Outcome, waited: float, now: float) -> None:
+        node = attempt.node
+        attempt.observed = outcome
+        node.failures += 1
+        node.learn(waited, now, failed=True)
+        if not node.left and (changed := self._detector.observe_body(attempt, now)):
+            self._move(changed, now)
+
+    def set_health(self, node: Node, *, healthy: bool, now: float) -> None:
         """Take a node out, or back in, that active health checks found ill or well."""
         if node.healthy is not healthy and not node.left:
-            node.healthy = healthy
-            self._regroup()
+            node.mark(healthy=healthy)
+            self._move((node,), now)
 
-    def set_leaving(self, node: Node, *, leaving: bool, now: float) -> None:  # noqa: ARG002 - the same
+    def set_leaving(self, node: Node, *, leaving: bool, now: float) -> None:
         """Take a node out that said that it is about to stop, or back in since it says so no longer."""
         if node.leaving is not leaving and not node.left:
-            node.leaving = leaving
-            self._regroup()
+            node.mark(leaving=leaving)
+            self._move((node,), now)
 
     def health_confirmed(self, node: Node, now: float) -> None:
-        """Let a node back in that was ejected since connections failed: active health checks find it well."""
-        if node.ejected_at is not None and not node.left:
-            self._ejection.restore(node, now)
-            if self._warm_up is not None:
-                self._warm_up.begin(node, now)
-            self._regroup()
+        """An active health check succeeded as often as it must: the node can be reached.
+
+        That ends an ejection for failed connections. One for failing answers it does not: the check may lie.
+        """
+        if node.left:
+            return
+        node.connect_failures = 0
+        if node.unreachable:
+            self._move(self._detector.restore(node, None, now), now)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Several changes at once: the routes are made anew after all of them, once."""
-        self._stale = False
+    def together(self, now: float) -> Iterator[None]:
+        """Several changes of health at once: the routes are made anew after all of them, once."""
+        self._moved = []
         try:
             yield
         finally:
-            stale, self._stale = self._stale, None
-            if stale:
-                self._regroup()
+            moved, self._moved = self._moved, None
+            if moved:
+                self._move(moved, now)
 
-    def _observe_probe(self, node: Node, attempt: Attempt, outcome: Outcome, now: float) -> None:
-        # Attempts that began before the ejection say nothing new. Later ones are probes, or went there
-        # because nothing else was left; they decide equally.
-        if outcome in ANSWERS:
-            self._ejection.restore(node, now)
-            if self._warm_up is not None:
-                self._warm_up.begin(node, now)
-            self._regroup()
-        elif node.probing and outcome in (Outcome.OURS, Outcome.LEFT):
-            node.probing = False
-            self._regroup()
-        elif node.probing:
-            self._eject(node, attempt, now)
-
-    def _eject(self, node: Node, attempt: Attempt, now: float) -> None:
-        others = any(not n.out and n.weight > 0 for n in self.nodes.values() if n is not node)
-        if not others and node.ejected_at is None:
+    def _move(self, nodes: Collection[Node], now: float) -> None:
+        """Nodes were taken out, or let back in."""
+        if self._moved is not None:
+            self._moved += nodes
             return
-        log.warning("%s: %s fails: %s", self.name, node.address, attempt.error)
-        self._ejection.eject(node, now)
-        if self._warm_up is not None:
-            self._warm_up.forget(node)
-        self._regroup()
-
-    def _due(self, call: Call) -> Node | None:
-        for node in self._ejected:
-            due = _awaits_probe(node) and call.now >= (node.ejected_until or 0)
-            if due and node not in call.tried and node.in_flight < self._limit:
-                node.probing = True
-                self._regroup()
-                return node
-        return None
-
-    def _regroup(self, *, reweighted: bool = False) -> None:
-        """Make the routes anew after nodes came, went, were ejected or let back in."""
-        if self._stale is not None:
-            self._stale = True
-            return
-        nodes = self.nodes.values()
-        portions = self._routing.split(nodes)
-        known = {} if reweighted else {route.name: route for route in self.routes}
         for node in nodes:
-            node.group = NOWHERE
-        self.routes = tuple(self._route(portion, known.get(portion.name)) for portion in portions)
-        shares = [portion.share for portion in portions]
-        self._announcer.note(portions)
-        self._bounds = None if len(shares) <= 1 or shares[0] >= 1 else list(accumulate(shares))
-        self._ejected = [node for node in nodes if node.ejected_until is not None]
-        due = (node.ejected_until or 0 for node in self._ejected if _awaits_probe(node))
-        self._probe_at = min(due, default=math.inf)
-        if len(self._policies) > len(portions) + _POLICIES_KEPT:
-            self._policies = {route.name: route.policy for route in self.routes}
+            if node.out:
+                self._warm_up.forget(node)
+            else:
+                # What was kept out before its first request is just new.
+                self._warm_up.begin(node, now, self._return if node.requests else self._slow_start)
+        self._regroup(now)
 
-    def _route(self, portion: Portion, before: Route | None) -> Route:
-        # The same tuple as before, if it has the same nodes: policies keep their tables then.
-        same = before is not None and before.nodes == portion.nodes
-        nodes = before.nodes if before is not None and same else portion.nodes
-        policy = self._policies.get(portion.name)
-        if policy is None:
-            policy, self._unused = self._unused or self._new_policy(), None
-            self._policies[portion.name] = policy
-        return Route(portion, nodes, policy)
+    def _regroup(self, now: float, *, reweighted: bool = False) -> None:
+        self._routes.regroup(self.nodes.values(), reweighted=reweighted)
+        self._detector.settle(self.nodes, now)
 
     def as_dict(self, now: float) -> dict[str, Any]:
         """The live state as plain data."""
@@ -336,13 +261,9 @@ class Balancer:
             "policy": type(self.policy).__name__,
             "usable": sum(len(route.nodes) for route in self.routes),
             "portions": [route.as_dict() for route in self.routes],
+            "counts": self._detector.as_dict(),
             "nodes": [node.as_dict(now) for node in self.nodes.values()],
         }
-
-
-def _awaits_probe(node: Node) -> bool:
-    # Weight 0 means no new traffic, and a probe is a request like any other.
-    return node.ejected_until is not None and not node.probing and node.weight > 0
 
 
 def _is_open(node: Node) -> bool:

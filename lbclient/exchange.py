@@ -7,12 +7,10 @@ import logging
 import time
 from asyncio import sleep
 from collections.abc import Awaitable
-from contextlib import suppress
 from typing import Any
 
 import aiohttp
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
-from yarl import URL
 
 from lbclient.attempt import Attempt
 from lbclient.errors import AttemptsFailed
@@ -20,33 +18,21 @@ from lbclient.outcome import Outcome, asked, classify, classify_answer
 from lbclient.passage import Passage
 from lbclient.retrying import Retries, retry_after
 from lbclient.service import Service
+from lbclient.tried import attempts, in_words, keep, tell
 
 __all__ = ["Exchange", "attempts", "repeated_by_aiohttp", "settle"]
 
 log = logging.getLogger(__name__)
 
-_ATTEMPTS = "_lbclient_attempts"
 # Methods that aiohttp by itself sends once more.
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 _ERROR = 400
+# Reading it from the class takes longer, and each request needs it.
+_SUCCESS = Outcome.SUCCESS
 _TOO_MANY_REQUESTS = 429
 # A node that was silent for so much of the request's whole time is why the deadline was missed.
 _MOST_OF_IT = 0.5
 _UNTRUSTED = (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch)
-
-
-def attempts(result: ClientResponse | BaseException) -> tuple[Attempt, ...]:
-    """What was tried for a response, redirects included, or for an exception, in order.
-
-    That includes the exceptions of `raise_for_status`. Empty for a request that did not go to a service.
-    """
-    # TooManyRedirects has a history as well.
-    earlier = getattr(result, "history", ())
-    last: Any = result
-    if isinstance(result, aiohttp.ClientResponseError) and not isinstance(result, aiohttp.TooManyRedirects):
-        # Nothing else leads from there to the response.
-        last = result if hasattr(result, _ATTEMPTS) else result.request_info
-    return tuple(attempt for r in (*earlier, last) for attempt in getattr(r, _ATTEMPTS, ()))
 
 
 class Exchange:
@@ -85,18 +71,15 @@ class Exchange:
         self._url = req.url
         self._server_hostname = req.server_hostname
         self._retries: Retries | None = None
-        settings = service.settings
-        header = settings.deadline_header
-        # What the caller says is left knows more than what is known here.
-        self._deadline_header = None if header is None or header in req.headers else header
-        key, methods = settings.retry.idempotency_key, settings.retry.methods
-        if key is not None and req.method not in methods and key not in req.headers:
-            req.headers[key] = passage.idempotency_key
+        self._deadline_header: str | None = None
+        if service.settings.adds_headers:
+            self._choose_headers()
 
     async def run(self) -> ClientResponse:
         """Try until there is an answer to return, or an error to raise."""
         service, call = self.service, self.call
-        hedging = service.hedging if service.hedging is not None and service.hedging.suits(self.req) else None
+        hedging = service.hedging
+        hedging = None if hedging is None or not hedging.suits(self.req) else hedging
         try:
             while True:
                 attempt = service.begin(call) or await self._wait()
@@ -117,7 +100,7 @@ class Exchange:
                     except BaseException:
                         # A function of the user's raised.
                         response.close()
-                        attempt.land()
+                        self.attempt.land()
                         raise
                     if pause is None:
                         return response
@@ -128,6 +111,15 @@ class Exchange:
         finally:
             if self._deadline_header is not None:
                 self.req.headers.pop(self._deadline_header, None)
+
+    def _choose_headers(self) -> None:
+        settings, req = self.service.settings, self.req
+        # Callers that say themselves what is left, or what names the request, know better.
+        if settings.deadline_header is not None and settings.deadline_header not in req.headers:
+            self._deadline_header = settings.deadline_header
+        key = settings.retry.idempotency_key
+        if key is not None and req.method not in settings.retry.methods and key not in req.headers:
+            req.headers[key] = self.passage.idempotency_key
 
     def send(self, attempt: Attempt, req: ClientRequest) -> Awaitable[ClientResponse]:
         """Send the request to the attempt's node."""
@@ -143,7 +135,7 @@ class Exchange:
         try:
             return await self.service.wait_and_begin(self.call)
         except BaseException as error:
-            _tell(error, self.tries)
+            tell(error, self.tries)
             raise
 
     async def _timed(self, attempt: Attempt, req: ClientRequest) -> ClientResponse:
@@ -160,7 +152,7 @@ class Exchange:
     def _after_error(self, error: BaseException) -> float | None:
         """Seconds until the next attempt, or None if this error is the last word."""
         attempt, call = self.attempt, self.call
-        attempt.error = _in_words(error, self._url)
+        attempt.error = in_words(error, self._url)
         attempt.land()
         said = self._ask(error)
         outcome = said or classify(error)
@@ -181,14 +173,17 @@ class Exchange:
         """Seconds until the next attempt, or None if this is the answer."""
         service, attempt, status = self.service, self.attempt, response.status
         said = None if service.settings.classify is None else self._ask(response)
-        outcome = said or classify_answer(response)
-        if outcome is not Outcome.SUCCESS:
-            attempt.error = f"status {status}"
+        if said is None and status < _ERROR:
+            outcome = _SUCCESS
+        else:
+            outcome = said or classify_answer(response)
+            if outcome is not _SUCCESS:
+                attempt.error = f"status {status}"
         service.observe(attempt, outcome)
         service.answered(attempt, response, self.call)
         if not attempt.sent:
             attempt.land()  # a middleware behind this one answered by itself
-        if outcome is not Outcome.SUCCESS or status >= _ERROR:
+        if outcome is not _SUCCESS or status >= _ERROR:
             retry = service.settings.retry
             if retry.repeats_answer(outcome, status, self.req, said=said is not None):
                 self.call.tried = (*self.call.tried, attempt.node)
@@ -199,12 +194,9 @@ class Exchange:
                     # The connection is kept if the whole body is there already.
                     response.release()
                     return pause
-            with suppress(AttributeError):
-                # What `raise_for_status` raises has this of the response, and nothing else.
-                setattr(response.request_info, _ATTEMPTS, self.tries)
         if attempt.conn is not None:
             attempt.follow(response, service.observe)
-        setattr(response, _ATTEMPTS, self.tries)
+        keep(response, self.tries)
         return None
 
     def _ask(self, result: ClientResponse | BaseException) -> Outcome | None:
@@ -214,7 +206,7 @@ class Exchange:
         except Exception as error:
             usual = classify(result) if isinstance(result, BaseException) else classify_answer(result)
             self.service.observe(self.attempt, usual)
-            _tell(error, self.tries)
+            tell(error, self.tries)
             raise
 
     def _further(self) -> Retries:
@@ -250,31 +242,15 @@ class Exchange:
         return not made_up and time.monotonic() - sent_at >= _MOST_OF_IT * total
 
     def _final(self, error: BaseException) -> BaseException:
-        _tell(error, self.tries, besides=self.attempt)
+        tell(error, self.tries, besides=self.attempt)
         if self._retries is not None and self._retries.refusal:
             error.add_note(f"not tried again: {self._retries.refusal}")
         if repeated_by_aiohttp(error, self.req) and getattr(self.req.session, "_retry_connection", False):
-            final = AttemptsFailed(
-                f"{len(self.tries)} attempts failed, the last with {type(error).__name__}: {error}"
-            )
-            setattr(final, _ATTEMPTS, tuple(self.tries))
+            last = in_words(error, self._url)
+            final = AttemptsFailed(f"{len(self.tries)} attempts failed, the last with {last}")
+            keep(final, self.tries)
             return final
         return error
-
-
-def _in_words(error: BaseException, url: URL) -> str:
-    words = f"{type(error).__name__}: {error}"
-    # Some of aiohttp's messages have the URL, and its query may hold a secret: this goes to logs.
-    query = url.raw_query_string
-    return words.replace(f"?{query}", "") if query else words
-
-
-def _tell(error: BaseException, tries: list[Attempt], besides: Attempt | None = None) -> None:
-    """Attach what was tried to an exception, and notes on the attempts beside the one that it came from."""
-    for number, attempt in enumerate(tries, 1):
-        if attempt is not besides:
-            error.add_note(f"attempt {number}: {attempt}")
-    setattr(error, _ATTEMPTS, tuple(tries))
 
 
 def repeated_by_aiohttp(error: BaseException, req: Any) -> bool:

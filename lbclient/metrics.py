@@ -20,7 +20,6 @@ __all__ = ["NODE_ROWS", "SERVICE_ROWS", "Collector", "Described", "Row"]
 # Seconds that a scrape in another thread waits for the event loop.
 _PATIENCE = 5.0
 _STATES = ("starting", "live", "held", "stale")
-_USABLE = ("ready", "probing")
 
 
 class Described(Protocol):
@@ -70,9 +69,9 @@ class Row:
 
 # Of each service. Parts that are not configured are not there.
 SERVICE_ROWS = (
-    Row("requests", "Requests, each hop of a redirect counted", ("retries", "requests")),
-    Row("retries", "Attempts after a failed one", ("retries", "retries")),
-    Row("budget_refusals", "Retries and hedges that the budget did not allow", ("retries", "refused")),
+    Row("requests", "Requests, each hop of a redirect counted", ("budget", "requests")),
+    Row("retries", "Attempts after a failed one", ("budget", "retries")),
+    Row("budget_refusals", "Retries and hedges that the budget did not allow", ("budget", "refused")),
     Row("hedges", "Second attempts while the first one took long", ("hedges", "sent")),
     Row("hedges_won", "Hedges that were answered first", ("hedges", "won")),
     Row("hedges_refused", "Hedges that the budget did not allow", ("hedges", "refused")),
@@ -107,7 +106,12 @@ NODE_ROWS = (
     Row("node_requests", "Attempts so far", ("requests",)),
     Row("node_failures", "Attempts that showed a fault of the node", ("failures",)),
     Row("node_latency_seconds", "Peak EWMA of the time to the head of an answer", ("latency",), counter=False),
-    Row("node_usable", "1 if it gets requests", ("is_usable",), counter=False),
+    Row(
+        "node_in_rotation",
+        "1 if it is in rotation: neither ejected, nor unhealthy, nor about to stop",
+        ("in_rotation",),
+        counter=False,
+    ),
     Row("node_weight", "Weight in the registry", ("weight",), counter=False),
 )
 # Of all that left together.
@@ -158,7 +162,7 @@ class Collector(PrometheusCollector):
             for name, service in state["services"].items():
                 _fill(SERVICE_ROWS, services, (*labels, name), _summed(service))
                 for node in service["nodes"] if self._node_rows else ():
-                    shown = {**node, "is_usable": node["state"] in _USABLE}
+                    shown = {**node, "in_rotation": node["state"] == "ready"}
                     _fill(self._node_rows, nodes, (*labels, name, node["address"]), shown)
             _fill(_DRAINING_ROWS, drains, labels, _drained(state["draining"]))
         return [*services, *nodes, *drains]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from yarl import URL
 
 from discovery import Endpoint
+from lbclient.tally import Tally
 
 if TYPE_CHECKING:
     from aiohttp import ClientRequest
@@ -75,11 +76,15 @@ class Node:
             last answer and of the last failure; -inf before.
         group: the usable nodes that it is chosen from; `NOWHERE` while it is not usable.
         connect_failures: connection failures in a row.
+        tally: what else is counted about its attempts; None before the first outcome.
         ejections: how often it was taken out, decaying while it is healthy.
-        ejected_at, ejected_until: `time.monotonic()` seconds; None while it is in.
-        probing: an attempt is under way that decides whether an ejected node comes back.
+        ejected_at, ejected_until: `time.monotonic()` seconds; None while it is in. returned_at: the last return.
+        ejected_because: why, in words; unreachable: because connections to it failed.
+        awaits_probe: the next attempt that begins at it is its probe.
+        probe: the attempt that decides whether it comes back, or that brought it back; else None.
         healthy: False while active health checks fail.
-        leaving: it said that it is about to stop, and wants no further requests.
+        leaving: it said that it is about to stop.
+        out: it is ejected, unhealthy, or leaving, and gets no requests while others can take them.
         left: the registry does not list it any more.
     """
 
@@ -88,8 +93,10 @@ class Node:
         "address",
         "answered_at",
         "attempts",
+        "awaits_probe",
         "connect_failures",
         "ejected_at",
+        "ejected_because",
         "ejected_until",
         "ejections",
         "endpoint",
@@ -103,9 +110,12 @@ class Node:
         "learned_at",
         "leaving",
         "left",
-        "probing",
+        "out",
+        "probe",
         "requests",
         "returned_at",
+        "tally",
+        "unreachable",
         "weight",
     )
 
@@ -123,13 +133,18 @@ class Node:
         self.failed_at = -inf
         self.group = NOWHERE
         self.connect_failures = 0
+        self.tally: Tally | None = None
         self.ejections = 0
         self.ejected_at: float | None = None
         self.ejected_until: float | None = None
+        self.ejected_because = ""
+        self.unreachable = False
         self.returned_at = 0.0
-        self.probing = False
+        self.awaits_probe = False
+        self.probe: Any = None
         self.healthy = True
         self.leaving = False
+        self.out = False
         self.left = False
         self.attempts = NO_ATTEMPTS
         self._urls = _NO_URLS
@@ -152,12 +167,39 @@ class Node:
             return "unhealthy"
         if self.probing:
             return "probing"
-        return "ready" if self.ejected_until is None else "ejected"
+        return "ready" if self.ejected_at is None else "ejected"
 
     @property
-    def out(self) -> bool:
-        """Whether it gets no requests while others can take them: ejected, unhealthy, or about to stop."""
-        return self.ejected_at is not None or not self.healthy or self.leaving
+    def probing(self) -> bool:
+        """Whether it is ejected, and an attempt decides whether it comes back."""
+        return self.ejected_at is not None and (self.awaits_probe or self.probe is not None)
+
+    def begin_tally(self) -> Tally:
+        """Begin to count its attempts."""
+        self.tally = tally = Tally()
+        return tally
+
+    def mark(self, *, healthy: bool | None = None, leaving: bool | None = None) -> None:
+        """Set what is known of it; None leaves it as it is."""
+        self.healthy = self.healthy if healthy is None else healthy
+        self.leaving = self.leaving if leaving is None else leaving
+        self.out = self.ejected_at is not None or not self.healthy or self.leaving
+
+    def eject(self, now: float, until: float, because: str, *, unreachable: bool) -> None:
+        """Take it out, or leave it out for longer; the first reason stays the one that counts."""
+        if self.ejected_at is None:
+            self.unreachable = unreachable
+        self.ejected_at, self.ejected_until, self.ejected_because = now, until, because
+        self.awaits_probe, self.probe = False, None
+        self.out = True
+
+    def restore(self, now: float, probe: object) -> None:
+        """End the ejection, thanks to this attempt if there is one."""
+        self.ejected_at = self.ejected_until = None
+        self.ejected_because, self.connect_failures = "", 0
+        self.unreachable = self.awaits_probe = False
+        self.probe, self.returned_at = probe, now
+        self.mark()
 
     def describe_as(self, endpoint: Endpoint) -> None:
         """Take a new description of the same server."""
@@ -189,12 +231,8 @@ class Node:
         It is no blame, so it does not count as a failure. But a server of which only fast answers count is never
         seen to be slow by callers that have a deadline.
         """
-        known = self.latency
-        if known is None:
-            # An attempt that was given up at once does not make a node fast.
-            known = _LONG
-        else:
-            known *= exp((self.learned_at - now) / MEMORY)
+        # An attempt that was given up at once does not make a node fast.
+        known = _LONG if self.latency is None else self.latency * exp((self.learned_at - now) / MEMORY)
         if elapsed >= known:
             self.latency = elapsed
             self.learned_at = now
@@ -254,6 +292,8 @@ class Node:
             "failures": self.failures,
             "latency": self.latency,
             "connect_failures": self.connect_failures,
+            "failures_in_row": 0 if self.tally is None else self.tally.row,
             "ejections": self.ejections,
             "ejected_for": None if self.ejected_until is None else max(0.0, self.ejected_until - now),
+            "ejected_because": self.ejected_because or None,
         }

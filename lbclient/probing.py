@@ -64,7 +64,8 @@ class Prober:
         self.counts["sent"] += 1
         task = asyncio.get_running_loop().create_task(self._probe(policy, node))
         self._under_way[node] = task
-        task.add_done_callback(lambda _: self._under_way.pop(node, None))
+        # Not every task gets as far as its first line.
+        task.add_done_callback(partial(self._ended, node))
 
     def forget(self, left: Iterable[Node]) -> None:
         """Cancel the probes to nodes that left."""
@@ -79,6 +80,10 @@ class Prober:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _ended(self, node: Node, task: asyncio.Task[None]) -> None:
+        if self._under_way.get(node) is task:
+            del self._under_way[node]
+
     async def _probe(self, policy: Prequal, node: Node) -> None:
         if not self._side.ready:
             return
@@ -87,6 +92,8 @@ class Prober:
         except Exception as error:  # noqa: BLE001 - nobody waits for a probe, and so nobody would see what it raises
             log.debug("%s: probe failed: %s: %s", node.address, type(error).__name__, error)
             read = False
+        # Whoever sees the counts may send the next one at once.
+        self._under_way.pop(node, None)
         self.counts["answered" if read else "missed"] += 1
         if not read:
             policy.missed(node, time.monotonic())

@@ -9,30 +9,26 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from aiohttp import ClientRequest, ClientResponse, ClientSession
-from yarl import URL
+from aiohttp import ClientRequest, ClientResponse
 
 from discovery import Endpoint, Snapshot, Source, Watcher, open_source
 from lbclient.attempt import Attempt
 from lbclient.balancer import Balancer
 from lbclient.call import Call
 from lbclient.errors import NoEndpoints
-from lbclient.health.checker import Checker
 from lbclient.hedging import Hedging
+from lbclient.inquiries import Inquiries
 from lbclient.limits.lifetimes import attempts_within
 from lbclient.limits.slots import Slots
 from lbclient.limits.throttle import Meter
 from lbclient.node import Node
-from lbclient.options import service_host
 from lbclient.outcome import Outcome, asked, classify, classify_answer
 from lbclient.passage import Passage
 from lbclient.policies import Policy
-from lbclient.probing import Prober, prequal_in
 from lbclient.refusals import closed, limit_reached, no_endpoints, throttled
 from lbclient.retrying import Ledger
 from lbclient.route import Route
 from lbclient.settings import Settings
-from lbclient.side_requests import SideRequests
 
 __all__ = ["Service"]
 
@@ -61,6 +57,7 @@ class Service:
         ledger: the retries and hedges there may be.
         hedging: races attempts; None if they are not hedged.
         rng: where the pauses between attempts are drawn from.
+        inquiries: the probes and health checks of its nodes.
         slots: the attempts under way, and the requests that wait.
     """
 
@@ -77,11 +74,10 @@ class Service:
     ) -> None:
         self.name = name
         self.settings = settings
-        self._side = SideRequests(service_host(name))
-        prober = Prober(self._side)
+        self.inquiries = inquiries = Inquiries(name, settings.health_check)
         self.balancer = balancer = Balancer(
             name,
-            partial(prober.equip, new_policy),
+            partial(inquiries.equip, new_policy),
             ejection=settings.ejection,
             limit_per_node=settings.limits.per_node,
             routing=settings.routing,
@@ -92,7 +88,7 @@ class Service:
         self.rng = rng = random.Random()
         limits = settings.limits
         reached = partial(limit_reached, name, limits, balancer)
-        self.slots = Slots(limits, self._begin_waiting, self._give_back, reached)
+        self.slots = Slots(limits, self._begin_waiting, self._give_back, reached, self._due_in)
         self._new_attempt = attempts_within(limits, rng.random)
         self._meter = None if settings.throttle is None else Meter(settings.throttle, rng.random)
         self._shared = isinstance(origin, Watcher)
@@ -105,32 +101,20 @@ class Service:
         # Deadlines of those who wait for the first snapshot.
         self._deadlines: set[asyncio.Timeout] = set()
         self._on_left = on_left
-        self._prober = prober if prequal_in(balancer.policy) is not None else None
-        check = settings.health_check
-        self._checker = (
-            None if check is None else Checker(name, check, balancer, self._side, self._on_health_change)
-        )
-        self._imitates = self._prober is not None or self._checker is not None
+        inquiries.begin(balancer, self._on_health_change)
         self._unsubscribe: Callable[[], None] | None = None
         self._known: tuple[Endpoint, ...] | None = None
         self._policy_name = type(balancer.policy).__name__
         self._key: Key | None = getattr(balancer.policy, "key", None)
         self._session: Key | None = getattr(balancer.policy, "session", None)
-        self._draining_header = None if check is None else check.draining_header
         # Whether anybody wants to see the heads of answers.
         self._watches = hasattr(balancer.policy, "answered")
-        self._answered = self._watches or self._draining_header is not None
-        parts: dict[str, Any] = {"throttle": self._meter, "retries": self.ledger, "hedges": self.hedging}
+        self._answered = self._watches or inquiries.drained_by is not None
+        parts: dict[str, Any] = {"throttle": self._meter, "budget": self.ledger, "hedges": self.hedging}
         self._tellers = {name: part.as_dict for name, part in parts.items() if hasattr(part, "as_dict")}
 
     def __repr__(self) -> str:
         return f"<Service {self.name}: {self.watcher.snapshot}>"
-
-    def adopt(self, session: ClientSession, base_url: URL | None) -> None:
-        """The session through which its requests will come."""
-        if self._checker is not None:
-            self._side.adopt(session, base_url)
-            self._checker.resume()
 
     def follow(self) -> None:
         """Start to follow the registry; doing it twice is harmless."""
@@ -145,17 +129,14 @@ class Service:
         if self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None
+        self.inquiries.stop()
         if self._shared:
             # It goes on without us, and they may wait for it in vain for long.
             for deadline in self._deadlines:
                 deadline.reschedule(0.0)
         else:
             await self.watcher.stop()
-        if self._prober is not None:
-            await self._prober.close()
-        if self._checker is not None:
-            await self._checker.close()
-        await self._side.close()
+        await self.inquiries.close()
         if self.hedging is not None:
             await self.hedging.close()
 
@@ -168,10 +149,7 @@ class Service:
             left = self.balancer.update(snapshot.endpoints, time.monotonic())
             if left:
                 self._on_left(left)
-                if self._prober is not None:
-                    self._prober.forget(left)
-            if self._checker is not None:
-                self._checker.update(self.balancer.nodes.values(), left)
+            self.inquiries.update(self.balancer.nodes.values(), left)
             self.slots.wake()
 
     def _let_go(self) -> None:
@@ -179,7 +157,8 @@ class Service:
         nodes = self.balancer.nodes
         held = (nodes[a] for a in self.watcher.snapshot.held if a in nodes)
         gone = [node.address for node in held if node.ejected_at is not None or not node.healthy]
-        if gone:
+        # If all of them fail, it may as well be this machine's network.
+        if gone and len(gone) < len(nodes):
             self.watcher.let_go(gone)
 
     def _on_health_change(self) -> None:
@@ -193,10 +172,8 @@ class Service:
             TypeError: for a key that is no string.
             Throttled: if the servers refuse too much.
         """
-        if self._imitates:
-            self._side.imitate(req)
-            if self._checker is not None:
-                self._checker.resume()
+        if self.inquiries.any:
+            self.inquiries.imitate(req)
         key = passage.key
         if key is None and self._key is not None:
             key = self._key(req)
@@ -230,9 +207,10 @@ class Service:
         return self._new_attempt(node, self._reason(node, call), self.slots.free)
 
     def _begin_waiting(self, call: Call) -> Attempt | None:
-        if not self.balancer.nodes:
+        attempt = self._begin(call) if self.balancer.nodes else None
+        if attempt is None and (self.balancer.fails_fast or not self.balancer.nodes):
             raise self._no_endpoints(call)
-        return self._begin(call)
+        return attempt
 
     async def wait_and_begin(self, call: Call) -> Attempt:
         """Wait for the first snapshot and for a free slot, then begin an attempt.
@@ -261,6 +239,9 @@ class Service:
         if self.slots.waiting:
             self.slots.wake()  # a node that is back has room
 
+    def _due_in(self) -> float | None:
+        return self.balancer.due_in(time.monotonic())
+
     def _give_back(self, attempt: Attempt) -> None:
         attempt.land()
         self.observe(attempt, Outcome.OURS)
@@ -269,8 +250,7 @@ class Service:
         """Show the head of an answer to those who want to see it."""
         if not self._answered:
             return
-        if self._checker is not None and self._draining_header and self._draining_header in response.headers:
-            self._checker.draining(attempt.node)
+        self.inquiries.answered(attempt.node, response)
         if self._watches and isinstance(attempt.node.group, Route):
             policy: Any = attempt.node.group.policy
             call.now = attempt.started_at + attempt.elapsed
@@ -303,16 +283,14 @@ class Service:
         """The live state as plain data."""
         snapshot = self.watcher.snapshot.as_dict()
         del snapshot["endpoints"]
-        probes = {} if self._prober is None else {"probes": dict(self._prober.counts)}
+        balancer = self.balancer.as_dict(time.monotonic())
         state = {
             "source": repr(self.watcher.source),
             **snapshot,
-            "counts": dict(self.watcher.counts),
-            **probes,
+            "counts": {**self.watcher.counts, **balancer.pop("counts")},
             **self.slots.as_dict(),
             **{name: told() for name, told in self._tellers.items()},
-            **self.balancer.as_dict(time.monotonic()),
+            **balancer,
         }
-        if self._checker is not None:
-            self._checker.describe_in(state)
+        self.inquiries.describe_in(state)
         return state

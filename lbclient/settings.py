@@ -38,6 +38,8 @@ class Settings:
     health_check: HealthCheck | None = None
     classify: Classifier | None = None
     deadline_header: str | None = None
+    # Whether requests may get headers that the caller has not set.
+    adds_headers: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         of_type("routing", self.routing, Routing)
@@ -57,6 +59,8 @@ class Settings:
                 raise TypeError(f"classify must be a function {kind} at once, not {self.classify!r}")
         if self.deadline_header is not None:
             header_name("deadline_header", self.deadline_header)
+        adds_headers = self.deadline_header is not None or self.retry.idempotency_key is not None
+        object.__setattr__(self, "adds_headers", adds_headers)
 
 
 def for_each(services: Collection[str], options: Mapping[str, Any]) -> dict[str, Settings]:

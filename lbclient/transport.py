@@ -123,7 +123,7 @@ class BalancingMiddleware:
             base_url: of its requests, for the scheme.
         """
         for service in self._services.values():
-            service.adopt(session, base_url)
+            service.inquiries.adopt(session, base_url)
 
     async def __aenter__(self) -> Self:
         return self
@@ -168,8 +168,6 @@ class BalancingMiddleware:
                 while self._passing or any(service.slots.in_flight for service in self._services.values()):
                     self._ended.clear()
                     await self._ended.wait()
-                    # A redirect is under way although one hop has ended and the next did not begin yet.
-                    await asyncio.sleep(0)
 
     def _cut(self, why: str, *, politely: bool) -> None:
         """Begin no attempt any more, and end those there are."""

@@ -16,6 +16,7 @@ from discovery import Endpoint
 from lbclient.attempt import Attempt
 from lbclient.balancer import Balancer
 from lbclient.call import Call
+from lbclient.ejection import Ejection
 from lbclient.node import Node
 from lbclient.outcome import Outcome
 
@@ -109,6 +110,7 @@ class Client:
         self._rng = random.Random(f"client {seed}")
         # A key for each request; `key` stands for them all where a client is one user.
         self.key: str | None = None
+        options.setdefault("ejection", Ejection(jitter=0))
         self.balancer = Balancer("users", self._policy, rng=random.Random(self._rng.getrandbits(64)), **options)
         self.update(found)
 

@@ -45,6 +45,7 @@ class Sent:
     id: str
     method: str
     started_at: float
+    keyed: bool = False
     elapsed: float = 0.0
     status: int = 0
     error: str = ""
@@ -70,13 +71,15 @@ class Load:
     Args:
         session: what sends them; it has one service.
         rate: requests per second.
-        posts: share of POSTs without an idempotency key; the others are GETs.
+        posts: share of POSTs; the others are GETs.
+        keyed: share of those with an idempotency key.
         timeout: seconds for a whole request.
     """
 
     session: BalancedSession
     rate: float = 200.0
     posts: float = 0.3
+    keyed: float = 0.0
     timeout: float = 10.0
     rng: random.Random = field(default_factory=lambda: random.Random(7))
     sent: list[Sent] = field(default_factory=list)
@@ -102,6 +105,7 @@ class Load:
             number += 1
             method = "POST" if self.rng.random() < self.posts else "GET"
             record = Sent(f"{len(self.sent)}", method, time.monotonic())
+            record.keyed = method == "POST" and self.rng.random() < self.keyed
             self.sent.append(record)
             task = asyncio.create_task(self._send(record, self.rng.choice(list(WORK))))
             requests.add(task)
@@ -111,6 +115,8 @@ class Load:
         options: dict[str, Any] = {"headers": {"X-Request-Id": record.id}, "timeout": self.timeout}
         if record.method == "POST":
             options["data"] = b"x" * 200
+        if record.keyed:
+            options["headers"]["Idempotency-Key"] = record.id
         result: Any = None
         try:
             async with self.session.request(record.method, path, **options) as result:
@@ -148,9 +154,9 @@ def processed(servers: Iterable[FaultServer]) -> Counter[str]:
 
 
 def posts_processed_twice(load: Load, servers: Iterable[FaultServer]) -> list[str]:
-    """POSTs that servers read more than once."""
+    """POSTs without an idempotency key that servers read more than once."""
     times = processed(servers)
-    return [str(sent) for sent in load.sent if sent.method == "POST" and times[sent.id] > 1]
+    return [str(sent) for sent in load.sent if sent.method == "POST" and not sent.keyed and times[sent.id] > 1]
 
 
 def tries_of(sent: Iterable[Sent]) -> list[Attempt]:

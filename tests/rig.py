@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -208,7 +209,8 @@ def node_of(session: BalancedSession, address: str) -> dict[str, Any]:
 def expire_ejection(session: BalancedSession, address: str) -> None:
     """Have the time for which a node is out pass at once."""
     balancer = session._balancing._services["service"].balancer
-    balancer.nodes[address].ejected_until = balancer._probe_at = 0.0
+    balancer.nodes[address].ejected_until = 0.0
+    balancer._regroup(time.monotonic())
 
 
 def in_flight(session: BalancedSession) -> int:

@@ -85,7 +85,6 @@ MODULES = {
     "lbclient.hedging.latencies": "",
     "lbclient.load_report": "",
     "lbclient.metrics": "",
-    "lbclient.node": "discovery",
     "lbclient.options": "",
     "lbclient.passage": "",
     "lbclient.policies.keys": "",
@@ -94,44 +93,53 @@ MODULES = {
     "lbclient.routing.slow_start": "",
     "lbclient.routing.subset": "discovery",
     "lbclient.routing.where": "discovery",
-    "lbclient.call": "node",
     "lbclient.health.health_check": "options",
     "lbclient.hedging.hedge": "options",
     "lbclient.limits.limits": "options",
     "lbclient.load_reporter": "load_report options",
     "lbclient.outcome": "errors",
+    "lbclient.retrying.budget": "options",
+    "lbclient.health": "health.health_check",
+    "lbclient.health.state": "health.health_check",
+    "lbclient.limits.throttle": "options outcome",
+    "lbclient.retrying.retry": "options outcome retrying.budget retrying.replay",
+    "lbclient.tally": "outcome",
+    "lbclient.limits": "limits.limits limits.throttle",
+    "lbclient.node": "tally discovery",
+    "lbclient.retrying.retries": "outcome retrying.budget retrying.retry",
+    "lbclient.attempt": "errors node outcome",
+    "lbclient.call": "node",
+    "lbclient.ejection.finding": "node",
+    "lbclient.health.target": "health.health_check health.state node",
     "lbclient.policies.drawing": "node",
     "lbclient.policies.loads": "node",
     "lbclient.policies.ring": "node",
     "lbclient.policies.table": "node",
     "lbclient.policies.turns": "node",
-    "lbclient.retrying.budget": "options",
+    "lbclient.retrying": "retrying.budget retrying.pushback retrying.replay retrying.retries retrying.retry",
     "lbclient.routing.portion": "node",
     "lbclient.routing.priorities": "node",
     "lbclient.routing.warm_up": "node routing.slow_start",
     "lbclient.side_requests": "node",
-    "lbclient.attempt": "errors node outcome",
-    "lbclient.ejection.ejection": "node outcome",
-    "lbclient.health": "health.health_check",
-    "lbclient.health.state": "health.health_check",
-    "lbclient.limits.throttle": "options outcome",
+    "lbclient.drain": "attempt errors node",
+    "lbclient.ejection.probes": "call node",
+    "lbclient.health.asking": "health.health_check health.state node outcome side_requests",
+    "lbclient.hedging.entrant": "attempt",
+    "lbclient.limits.lifetimes": "attempt limits.limits node",
+    "lbclient.limits.slots": "attempt call limits.limits",
     "lbclient.policies.bounded_load": "call node",
     "lbclient.policies.deadlines": "node policies.turns",
     "lbclient.policies.policy": "call node",
     "lbclient.policies.probe_pool": "node policies.loads",
     "lbclient.policies.sampling": "call node options policies.drawing policies.loads",
     "lbclient.policies.smooth": "node policies.turns",
-    "lbclient.retrying.retry": "options outcome retrying.budget retrying.replay",
     "lbclient.routing.announcer": "routing.portion",
     "lbclient.routing.zones": "node routing.portion",
-    "lbclient.drain": "attempt errors node",
-    "lbclient.ejection": "ejection.ejection",
-    "lbclient.health.asking": "health.health_check health.state node outcome side_requests",
-    "lbclient.health.target": "health.health_check health.state node",
-    "lbclient.hedging.entrant": "attempt",
-    "lbclient.limits": "limits.limits limits.throttle",
-    "lbclient.limits.lifetimes": "attempt limits.limits node",
-    "lbclient.limits.slots": "attempt call limits.limits",
+    "lbclient.tried": "attempt",
+    "lbclient.health.checker": "health.asking health.health_check health.state health.target node side_requests",
+    "lbclient.hedging.race": (
+        "attempt call errors hedging.entrant hedging.hedge hedging.latencies node outcome retrying"
+    ),
     "lbclient.policies.hashing": "call node options policies.bounded_load policies.keys",
     "lbclient.policies.least_request": "call node options policies.loads policies.smooth policies.turns",
     "lbclient.policies.prequal": (
@@ -139,41 +147,44 @@ MODULES = {
     ),
     "lbclient.policies.rotation": "call node options policies.deadlines policies.smooth policies.turns",
     "lbclient.policies.sticky": "call node options policies.keys policies.policy policies.sampling",
-    "lbclient.retrying.retries": "outcome retrying.budget retrying.retry",
     "lbclient.routing.routing": (
         "node routing.portion routing.priorities routing.subset routing.where routing.zones discovery"
     ),
-    "lbclient.health.checker": "health.asking health.health_check health.state health.target node side_requests",
+    "lbclient.hedging": "hedging.hedge hedging.race",
     "lbclient.policies.maglev": "policies.hashing policies.keys policies.table",
     "lbclient.policies.ring_hash": "policies.hashing policies.keys policies.ring",
-    "lbclient.retrying": "retrying.budget retrying.pushback retrying.replay retrying.retries retrying.retry",
     "lbclient.routing": (
         "routing.announcer routing.portion routing.routing routing.slow_start routing.subset routing.warm_up"
     ),
-    "lbclient.hedging.race": (
-        "attempt call errors hedging.entrant hedging.hedge hedging.latencies node outcome retrying"
-    ),
+    "lbclient.ejection.ejection": "options routing",
     "lbclient.policies.names": (
         "policies.least_request policies.loads policies.maglev policies.policy policies.prequal "
         "policies.ring_hash policies.rotation policies.sampling policies.sticky"
     ),
-    "lbclient.hedging": "hedging.hedge hedging.race",
+    "lbclient.ejection.statistics": "ejection.ejection ejection.finding node",
     "lbclient.policies": (
         "policies.keys policies.least_request policies.loads policies.maglev policies.names "
         "policies.policy policies.prequal policies.ring_hash policies.rotation policies.sampling "
         "policies.sticky"
     ),
+    "lbclient.ejection.outlier_detector": (
+        "attempt ejection.ejection ejection.finding ejection.probes ejection.statistics node outcome routing tally"
+    ),
     "lbclient.probing": "load_report node policies side_requests",
-    "lbclient.route": "node policies routing",
+    "lbclient.route": "call node policies routing",
+    "lbclient.ejection": "ejection.ejection ejection.outlier_detector",
+    "lbclient.routes": "call node policies route routing",
+    "lbclient.balancer": "attempt call ejection node outcome policies route routes routing discovery",
     "lbclient.settings": "ejection health hedging limits options outcome retrying routing",
-    "lbclient.balancer": "attempt call ejection node outcome policies route routing discovery",
+    "lbclient.inquiries": (
+        "balancer health.checker health.health_check node options policies probing side_requests"
+    ),
     "lbclient.refusals": "balancer errors limits.limits limits.throttle discovery",
     "lbclient.service": (
-        "attempt balancer call errors health.checker hedging limits.lifetimes limits.slots "
-        "limits.throttle node options outcome passage policies probing refusals retrying route settings "
-        "side_requests discovery"
+        "attempt balancer call errors hedging inquiries limits.lifetimes limits.slots limits.throttle "
+        "node outcome passage policies refusals retrying route settings discovery"
     ),
-    "lbclient.exchange": "attempt errors outcome passage retrying service",
+    "lbclient.exchange": "attempt errors outcome passage retrying service tried",
     "lbclient.transport": (
         "drain ejection errors exchange health hedging limits options outcome passage policies retrying "
         "routing service settings discovery"

@@ -39,7 +39,7 @@ class Balancing(Protocol):
     def set_health(self, node: Node, *, healthy: bool, now: float) -> None: ...  # noqa: D102
     def set_leaving(self, node: Node, *, leaving: bool, now: float) -> None: ...  # noqa: D102
     def health_confirmed(self, node: Node, now: float) -> None: ...  # noqa: D102
-    def together(self) -> AbstractContextManager[None]: ...  # noqa: D102
+    def together(self, now: float) -> AbstractContextManager[None]: ...  # noqa: D102
 
 
 class Checker:
@@ -87,6 +87,8 @@ class Checker:
         self._paused = False
         self._changed: dict[Target, str] = {}
         self._telling: asyncio.TimerHandle | None = None
+        # Checks that were cancelled at the end.
+        self._ending: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -104,7 +106,7 @@ class Checker:
         self._targets.update(zip(fresh, targets, strict=True))
         if self._check.mandatory and fresh:
             now = time.monotonic()
-            with self._balancing.together():
+            with self._balancing.together(now):
                 for node in fresh:
                     self._balancing.set_health(node, healthy=False, now=now)
         self._spread(targets)
@@ -125,19 +127,24 @@ class Checker:
         if target is not None and not target.state.leaving and target.state.learn(Verdict.DRAINING):
             self._note(target, f"it answered with {self._check.draining_header}")
 
-    async def close(self) -> None:
+    def stop(self) -> None:
         """Cancel all checks, and forget the nodes."""
         for timer in (self._timer, self._telling):
             if timer is not None:
                 timer.cancel()
         self._timer = self._telling = None
-        tasks = [target.task for target in self._targets.values() if target.task is not None]
+        self._ending += [target.task for target in self._targets.values() if target.task is not None]
         for target in self._targets.values():
             self._forget(target)
         self._targets.clear()
         self._due.clear()
         self._changed.clear()
-        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Stop, and wait until the checks under way have ended."""
+        self.stop()
+        await asyncio.gather(*self._ending, return_exceptions=True)
+        self._ending.clear()
 
     def describe_in(self, state: dict[str, Any]) -> None:
         """Add what the checks showed to a description of the service and its nodes, as plain data."""
@@ -230,7 +237,7 @@ class Checker:
         changed, self._changed = self._changed, {}
         lines = 0
         now = time.monotonic()
-        with self._balancing.together():
+        with self._balancing.together(now):
             for target, why in changed.items():
                 node, state = target.node, target.state
                 if (node.healthy, node.leaving) != (state.healthy, state.leaving):

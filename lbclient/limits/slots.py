@@ -36,6 +36,7 @@ class Slots:
         begin: begins an attempt; returns None if no node has room for it.
         give_back: takes an attempt whose request was cancelled just as its turn had come.
         reached: makes the error for a request that may not wait (any longer), of the reason and `in_flight`.
+        due_in: seconds after which there may be room although nothing else happened; None if there will not be.
 
     Attributes:
         in_flight: attempts under way, until the end of the response's body; most: how many there may be.
@@ -51,6 +52,7 @@ class Slots:
         begin: Callable[[Call], Attempt | None],
         give_back: Callable[[Attempt], None],
         reached: Callable[[str, int], Exception],
+        due_in: Callable[[], float | None],
     ) -> None:
         self.in_flight = 0
         self.most: float = limits.per_service or math.inf
@@ -62,6 +64,8 @@ class Slots:
         self._begin = begin
         self._give_back = give_back
         self._reached = reached
+        self._due_in = due_in
+        self._alarm: asyncio.TimerHandle | None = None
         # First attempts all find the same room, so one of them that finds none answers for those behind it.
         self._first: OrderedDict[_Waiter, None] = OrderedDict()
         # Further attempts wait for nodes that they did not try yet: each has to look for itself.
@@ -140,10 +144,19 @@ class Slots:
             self._remove(waiter)
             if not waiter.turn.done():
                 waiter.turn.set_exception(error())
+        if self._alarm is not None:
+            self._alarm.cancel()
 
     def _serve_awake(self) -> None:
         self._awake = False
         self._serve()
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        due_in = self._due_in() if self.waiting else None
+        self._alarm = None if due_in is None else asyncio.get_running_loop().call_later(due_in, self.wake)
 
     def _serve(self) -> None:
         """Begin an attempt for each who waits and whom there is room for; who waits longest is first."""

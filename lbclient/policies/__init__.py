@@ -1,6 +1,6 @@
 """How to choose: policies pick one node of a tuple, loads say how busy a node is."""
 
-from lbclient.policies.keys import Key, cookie, header, path_part
+from lbclient.policies.keys import Key, cookie, hashed, header, path_part
 from lbclient.policies.least_request import LeastRequest
 from lbclient.policies.loads import Load, in_flight, least_request, peak_ewma
 from lbclient.policies.maglev import Maglev
@@ -29,6 +29,7 @@ __all__ = [
     "Sticky",
     "WeightedRoundRobin",
     "cookie",
+    "hashed",
     "header",
     "in_flight",
     "least_request",

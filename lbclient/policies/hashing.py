@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Protocol
 
-from xxhash import xxh64_intdigest
-
 from lbclient.call import Call
 from lbclient.node import Node
 from lbclient.options import of_type
 from lbclient.policies.bounded_load import BoundedLoad
-from lbclient.policies.keys import Key
+from lbclient.policies.keys import Key, hashed
 
 __all__ = ["Hashing", "Layout"]
 
@@ -87,8 +85,7 @@ class Hashing:
         elif layout.behind:
             layout.catch_up()
         if call.key is not None:
-            # Servers decode headers in a way that leaves lone surrogates for bytes that are no UTF-8.
-            point = xxh64_intdigest(call.key.encode("utf-8", "surrogatepass"))
+            point = hashed(call.key)
         elif self.key is not None:
             point = self._rng.getrandbits(64)
         else:

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from aiohttp import ClientRequest
+from xxhash import xxh64_intdigest
 
-__all__ = ["Key", "cookie", "header", "path_part"]
+__all__ = ["Key", "cookie", "hashed", "header", "path_part"]
 
 # Takes the key out of a request; None if there is none in it.
 Key = Callable[[ClientRequest], str | None]
+
+
+def hashed(key: str, seed: int = 0) -> int:
+    """The hash of a key (XXH64), a whole number below 2**64."""
+    # Servers decode headers in a way that leaves lone surrogates for bytes that are no UTF-8.
+    return xxh64_intdigest(key.encode("utf-8", "surrogatepass"), seed)
 
 
 def header(name: str) -> Key:

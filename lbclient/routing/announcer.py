@@ -17,19 +17,28 @@ class Announcer:
 
     Args:
         name: of the service.
+        panic: what a panic is; see `Routing`.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, panic: str) -> None:
         self._name = name
+        self._panic = panic
+        self._halted = False
         self._panics: dict[str, None] = {}
         self._taking: list[str] = []
 
-    def note(self, portions: Sequence[Portion]) -> None:
-        """Take in the portions after a change of the nodes or their health."""
+    def note(self, portions: Sequence[Portion], nodes: int) -> None:
+        """Take in the portions, and how many nodes there are, after a change of the nodes or their health."""
+        halted = bool(nodes) and not portions
+        if halted and not self._halted:
+            log.warning("%s: panic, too few of %d nodes are usable: requests %s", self._name, nodes, self._panic)
+        elif self._halted and portions:
+            log.info("%s: panic is over", self._name)
+        self._halted = halted
         panics = {portion.name: None for portion in portions if portion.panic}
         for portion in portions:
             if portion.panic and portion.name not in self._panics:
-                said = "%s: panic, too few nodes are usable: all %d are taken, ejected or not%s"
+                said = "%s: panic, too few nodes are usable: all %d are taken, usable or not%s"
                 log.warning(said, self._name, len(portion.nodes), portion.name and f" ({portion.name})")
         for name in self._panics:
             if name not in panics:

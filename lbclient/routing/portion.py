@@ -17,7 +17,7 @@ class Portion(NamedTuple):
             tells portions apart from one update to the next: policies keep their position by it.
         nodes: at least one.
         share: of the requests, 0 to 1; 0 for those that only help out when all others were tried or are full.
-        panic: too few nodes are usable, so that all are taken, ejected or not.
+        panic: too few nodes are usable, so that all are taken, out or not.
     """
 
     name: str

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from lbclient.node import Node
 
-__all__ = ["Level", "Load", "levels_of", "loads"]
+__all__ = ["Level", "Load", "can_stand_in", "levels_of", "loads"]
 
 
 class Level(NamedTuple):
@@ -20,7 +20,7 @@ class Level(NamedTuple):
     Attributes:
         priority: lower ones are preferred.
         nodes: all of them.
-        usable: those that are not ejected.
+        usable: those that are not out.
     """
 
     priority: int
@@ -33,7 +33,7 @@ class Load(NamedTuple):
 
     Attributes:
         share: of the requests, 0 to 1.
-        panic: all its nodes are used, ejected or not.
+        panic: too few of its nodes are usable, and the other levels cannot stand in.
     """
 
     share: float
@@ -76,6 +76,11 @@ def loads(counts: Sequence[tuple[int, int]], *, overprovisioning: float, panic_t
         found.append(Load(share, panic))
         left = max(0.0, left - share)
     return found
+
+
+def can_stand_in(counts: Sequence[tuple[int, int]], *, overprovisioning: float) -> bool:
+    """Whether these levels, as in `loads`, can take all requests."""
+    return sum(_health(usable, total, overprovisioning) for usable, total in counts) >= 100  # noqa: PLR2004 - percent
 
 
 def _health(usable: int, total: int, overprovisioning: float) -> int:

@@ -14,7 +14,8 @@ class SlowStart:
     It holds for every policy: during its window a node takes at most `factor(age)` of its fair share of the
     requests, and the others take the rest. Where more than half of them are new, they take more than that: the
     older ones never get more than three times their share, and a set that is all new is not slowed at all. Neither
-    are the nodes that are there from the beginning. Those that come back from an ejection are warmed up, too.
+    are the nodes that are there from the beginning. Those that come back from an ejection, or are healthy again,
+    are warmed up in any case: see `Ejection.slow_start`.
 
     Attributes:
         window: seconds until a node gets its whole share.

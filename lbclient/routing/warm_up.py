@@ -43,6 +43,11 @@ class _Earned(NamedTuple):
     pace: Pace | None
 
 
+class _Start(NamedTuple):
+    at: float
+    slow_start: SlowStart
+
+
 class WarmUp:
     """Holds new nodes back, for any policy.
 
@@ -51,47 +56,47 @@ class WarmUp:
     do for policies that draw, but those that look at the load pick an idle node again and again.)
 
     Args:
-        slow_start: how fast.
         rng: so that not all clients come to a new server with the same request.
+
+    Attributes:
+        until: `time.monotonic()` seconds from which on no node is in its slow start: one comparison per pick.
     """
 
-    def __init__(self, slow_start: SlowStart, rng: random.Random) -> None:
-        self._slow_start = slow_start
+    def __init__(self, rng: random.Random) -> None:
+        self.until = -math.inf
         self._rng = rng
-        self._since: dict[Node, float] = {}
+        self._starts: dict[Node, _Start] = {}
         self._earned: dict[Node, _Earned] = {}
-        self._until = -math.inf
 
-    def is_on(self, now: float) -> bool:
-        """Whether there may be a node in its slow start."""
-        return now < self._until
-
-    def begin(self, node: Node, now: float) -> None:
-        """The node came, or came back, just now."""
-        if not self.is_on(now):
-            self._since.clear()
+    def begin(self, node: Node, now: float, slow_start: SlowStart | None) -> None:
+        """The node came, or came back, just now; None gives it its whole share at once."""
+        if slow_start is None:
+            self.forget(node)
+            return
+        if now >= self.until:
+            self._starts.clear()
             self._earned.clear()
-        self._since[node] = now
+        self._starts[node] = _Start(now, slow_start)
         self._earned[node] = _Earned(self._rng.random(), 0, None)
-        self._until = now + self._slow_start.window
+        self.until = max(self.until, now + slow_start.window)
 
     def forget(self, node: Node) -> None:
         """The node is out."""
-        self._since.pop(node, None)
+        self._starts.pop(node, None)
         self._earned.pop(node, None)
 
     def pace(self, nodes: tuple[Node, ...]) -> Pace:
         """For a new tuple."""
         count = len(nodes)
-        older = sum(node.weight / count for node in nodes if node not in self._since)
+        older = sum(node.weight / count for node in nodes if node not in self._starts)
         return Pace(count, sum(node.weight / count for node in nodes), older)
 
     def admits(self, node: Node, pace: Pace, now: float) -> bool:
         """Whether the node takes the request that it was picked for."""
-        since = self._since.get(node)
-        if since is None or not pace.weight:
+        start = self._starts.get(node)
+        if start is None or not pace.weight:
             return True
-        factor = self._slow_start.factor(now - since)
+        factor = start.slow_start.factor(now - start.at)
         if factor >= 1:
             self.forget(node)
             pace.older += node.weight / pace.count

@@ -26,6 +26,7 @@ class World:
     """A balancer, a clock, and attempts that end at once."""
 
     def __init__(self, *numbers: int, **options: Any) -> None:
+        options.setdefault("ejection", Ejection(jitter=0))
         self.balancer = Balancer("users", lambda: RoundRobin(random.Random(1)), **options)
         self.now = 1000.0
         self.update(endpoints(*numbers))
@@ -112,24 +113,36 @@ def test_tried_nodes_are_excluded_and_the_ejected_ones_are_the_last_resort() -> 
         ([Outcome.CONNECT, Outcome.CONNECT, Outcome.SUCCESS, Outcome.CONNECT], False),
         ([Outcome.CONNECT, Outcome.OURS, Outcome.CONNECT, Outcome.LEFT, Outcome.CONNECT], True),
         ([Outcome.OURS] * 9, False),
-        ([Outcome.FAULT] * 9, False),
-        ([Outcome.BROKEN] * 9, False),
+        ([Outcome.OVERLOAD] * 9, False),
+        ([Outcome.FAULT] * 4, False),
+        ([Outcome.FAULT] * 5, True),
     ],
 )
-def test_three_connect_failures_in_a_row_take_a_node_out(outcomes: list[Outcome], out: bool) -> None:
+def test_three_connect_failures_in_a_row_take_a_node_out_and_five_others(
+    outcomes: list[Outcome], out: bool
+) -> None:
     world = World(1, 2)
     world.see(1, *outcomes)
     assert world.picked() == ({"2"} if out else {"1", "2"})
     assert world.node(1).state == ("ejected" if out else "ready")
 
 
-def test_never_the_last_node() -> None:
+def test_the_last_node_that_answers_stays_in_whatever_it_says() -> None:
     world = World(1, 2)
     world.see(1, *DOWN)
-    world.see(2, *DOWN * 3)
+    world.see(2, *[Outcome.ERROR] * 20)
     assert world.picked() == {"2"}
     world.update(endpoints(1))
     assert world.picked() == {"1"}, "an ejected node is better than none"
+
+
+def test_when_all_fail_to_connect_requests_go_to_all_and_the_first_that_answers_takes_them() -> None:
+    world = World(1, 2, 3)
+    for number in (1, 2, 3):
+        world.see(number, *DOWN)
+    assert world.picked() == {"1", "2", "3"}
+    world.see(2, Outcome.SUCCESS)
+    assert world.picked() == {"2"}
 
 
 def test_one_probe_brings_it_back() -> None:
@@ -257,12 +270,6 @@ def test_the_limit_of_a_node_is_kept() -> None:
     assert world.pick() is begun[0].node
 
 
-@pytest.mark.parametrize("wrong", [{"connect_failures": 0}, {"base": 0}, {"base": 10, "cap": 5}])
-def test_wrong_ejection_options_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"must be|need"):
-        Ejection(**wrong)
-
-
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("update"), st.sets(st.integers(1, 6), min_size=1)),
@@ -314,7 +321,7 @@ def test_a_hundred_and_fifty_priorities_keep_a_policy_each() -> None:
     assert [route.policy for route in balancer.routes] == policies
     for n in range(300):
         balancer.update([Endpoint(host="10.0.0.1", port=1, priority=n)], 2.0)
-    assert len(balancer._policies) <= 102
+    assert len(balancer._routes._policies) <= 102
 
 
 def test_a_failure_where_nothing_else_is_left_makes_no_routes_anew() -> None:

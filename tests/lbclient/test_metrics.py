@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rig import Gate, Prefer, local, until
 
 from discovery import Memory, Static
-from lbclient import BalancedSession, BalancingMiddleware, HealthCheck, Prequal
+from lbclient import BalancedSession, BalancingMiddleware, HealthCheck, Hedge, Prequal, Throttle
 from lbclient.metrics import NODE_ROWS, SERVICE_ROWS, Collector
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -72,7 +72,7 @@ async def test_requests_and_nodes_are_there_with_service_and_address() -> None:
         assert of(samples, "node_requests_total", **node) == 3
         assert of(samples, "node_failures_total", **node) == 0
         assert of(samples, "node_in_flight", **node) == 0
-        assert of(samples, "node_usable", **node) == 1
+        assert of(samples, "node_in_rotation", **node) == 1
         assert of(samples, "node_weight", **node) == 1
         assert 0 < (of(samples, "node_latency_seconds", **node) or 0) < 5
         assert of(samples, "usable_nodes", service="users") == 1
@@ -146,7 +146,7 @@ async def test_health_checks_and_their_victims_are_counted() -> None:
         assert (of(samples, "health_checks_total", service="users", result="failed") or 0) >= 2
         assert of(samples, "health_checks_total", service="users", result="sent") is None
         assert of(samples, "nodes", service="users", state="unhealthy") == 1
-        assert of(samples, "node_usable", service="users", address=bad.address) == 0
+        assert of(samples, "node_in_rotation", service="users", address=bad.address) == 0
         assert of(samples, "usable_nodes", service="users") == 1
 
 
@@ -273,6 +273,24 @@ def test_each_row_reads_its_place_and_nothing_if_there_is_none(row: Any) -> None
         assert list(row.samples(at(row.path[:length], None) or {})) == []
 
 
+async def test_a_session_with_everything_has_all_that_the_table_names() -> None:
+    async with (
+        local() as server,
+        local() as other,
+        BalancedSession(
+            Static([server.address, other.address]),
+            policy=Prequal,
+            hedge=Hedge(),
+            throttle=Throttle(),
+            health_check=HealthCheck(),
+        ) as session,
+        served(Collector(session)) as url,
+    ):
+        await get(session)
+        names = {name.removesuffix("_total") for name, _ in await scrape(url)}
+    assert {f"lbclient_{row.name}" for row in (*SERVICE_ROWS, *NODE_ROWS)} - names == set()
+
+
 async def test_the_names_keep_to_prometheus_conventions() -> None:
     class Nothing:
         def describe(self) -> dict[str, Any]:
@@ -317,3 +335,21 @@ async def test_failures_are_counted_at_the_node(unused_address: str) -> None:
         samples = await scrape(url)
         assert of(samples, "node_failures_total", service="users", address=unused_address) == 1
         assert of(samples, "node_latency_seconds", service="users", address=unused_address) is None
+
+
+async def test_ejections_are_counted_by_their_reason(unused_address: str) -> None:
+    async with (
+        local() as server,
+        BalancedSession(
+            Static([server.address, unused_address]), name="users", policy=Prefer(unused_address)
+        ) as session,
+        served(Collector(session)) as url,
+    ):
+        await get(session, 3)
+        samples = await scrape(url)
+        assert of(samples, "ejections_total", service="users", reason="connect_failures") == 1
+        assert of(samples, "ejections_not_enforced_total", service="users", reason="connect_failures") == 0
+        assert of(samples, "nodes", service="users", state="ejected") == 1
+        assert of(samples, "node_in_rotation", service="users", address=unused_address) == 0
+        assert of(samples, "requests_total", service="users") == 3
+        assert of(samples, "retries_total", service="users") == 3

@@ -29,12 +29,14 @@ NORMAL = 5.0 if WHOLE else 1.5
 # Within these seconds all is normal again; the shorter time is the stricter one.
 SETTLED = 2.0 if WHOLE else 1.0
 SILENT = 10.0 if WHOLE else 2.5
-# Requests by default: those that fit the bars of the issue need one of the other two.
+# By default some requests hang as long as the server is silent; with either of the others no GET does.
 OPTIONS: dict[str, dict[str, Any]] = {
     "the defaults": {},
     "attempt_timeout": {"attempt_timeout": 0.25},
     "hedge": {"hedge": Hedge(after=0.1)},
 }
+# Less than what a request costs that went to the silent server, whatever the options.
+STALL = 0.2
 # Of the requests that were started while the server was silent, so many may wait for as long as it is, by default:
 # those on their way to it when it stopped, and those sent after its load has decayed.
 HANG = 0.02
@@ -81,7 +83,8 @@ async def test_a_silent_server_is_left_alone_until_it_answers_again(options: dic
             ],
         )
         assert posts_processed_twice(load, servers) == []
-        assert quantile(settled, 0.99) < 2 * quantile(normal, 0.99)
+        # On a machine that does other things as well the short form has to tell stalls from requests that hang.
+        assert quantile(settled, 0.99) < max(2 * quantile(normal, 0.99), 0 if WHOLE else STALL)
         assert extra <= 0.2 * len(silent)
         assert failed.gets == 0
         assert all(sent.tries[-1].endpoint.address == victim.address for sent in load.failed)

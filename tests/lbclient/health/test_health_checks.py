@@ -14,7 +14,7 @@ from aiohttp import web
 from rig import Gate, Local, Prefer, black_hole, hang, in_flight, local, node_of, ok, paths, until, wire
 
 from discovery import Memory, Static, Watcher
-from lbclient import BalancedSession, BalancingMiddleware, HealthCheck
+from lbclient import BalancedSession, BalancingMiddleware, HealthCheck, SessionClosing
 from lbclient.health.asking import AGENT
 from lbclient.sandbox import Backend
 
@@ -242,6 +242,27 @@ async def test_nothing_is_checked_after_the_session_was_closed() -> None:
         assert checks(server) == 1
 
 
+async def test_a_close_that_is_cancelled_ends_the_checks_as_well() -> None:
+    class Slow(Watcher):
+        async def stop(self) -> None:
+            await super().stop()
+            await asyncio.Event().wait()
+
+    async with local() as server, BalancedSession(Static([server.address]), health_check=often()) as session:
+        await session.ready()
+        await until(lambda: checks(server) > 0)
+        service = session._balancing._services["service"]
+        service.watcher.__class__ = Slow
+        closing = asyncio.ensure_future(service.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([closing])
+        before = checks(server)
+        await asyncio.sleep(0.06)
+        assert checks(server) <= before + 1
+        service.watcher.__class__ = Watcher
+
+
 async def test_a_request_that_outlives_the_middleware_brings_no_checks_back() -> None:
     gate = Gate()
 
@@ -257,9 +278,10 @@ async def test_a_request_that_outlives_the_middleware_brings_no_checks_back() ->
         request = asyncio.ensure_future(session.get("http://users/x", middlewares=(balancing,)))
         await until(lambda: checks(server) > 0)
         await balancing.close()
-        gate.let(2)
+        gate.let()
         (await request).release()
-        (await session.get("http://users/x", middlewares=(balancing,))).release()
+        with pytest.raises(SessionClosing):
+            await session.get("http://users/x", middlewares=(balancing,))
         before = checks(server)
         await asyncio.sleep(0.06)
         assert checks(server) == before

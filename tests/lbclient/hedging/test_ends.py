@@ -68,7 +68,7 @@ async def test_after_the_first_failed_the_one_that_is_left_is_given_up() -> None
 async def test_the_deadline_ends_both() -> None:
     async with local(hang) as first, local(hang) as second:
         nodes = first.address, second.address
-        async with preferring(*nodes, timeout=0.2, hedge=Hedge(after=0.12)) as session:
+        async with preferring(*nodes, timeout=0.8, hedge=Hedge(after=0.5)) as session:
             observed = Observed(session)
             with pytest.raises(TimeoutError) as caught:
                 await session.get("/x")
@@ -129,6 +129,28 @@ async def test_the_callers_deadline_holds_for_the_body_while_a_loser_lingers() -
         assert task.cancelling() == 0
         event.set()
         assert hedging_of(session).as_dict()["lingering"] == 1
+
+
+async def test_the_callers_deadline_cancels_nobody_who_does_not_wait_for_it() -> None:
+    """The same stack: the caller would stay in it, and be cancelled in whatever it does."""
+
+    async def half(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        response.content_length = 10
+        await response.prepare(request)
+        await response.write(b"x")
+        await asyncio.Event().wait()
+        return response
+
+    async with (
+        local(hang) as slow,
+        local(half) as fast,
+        preferring(slow.address, fast.address, timeout=0.3) as session,
+        session.get("/x") as response,
+    ):
+        await asyncio.sleep(0.5)
+        with pytest.raises(TimeoutError):
+            await response.read()
 
 
 async def test_a_loser_outlives_the_deadline_of_its_request() -> None:

@@ -197,6 +197,19 @@ async def test_a_hedge_is_one_of_the_attempts() -> None:
             assert len(fast.seen) == second
 
 
+async def test_a_retry_is_not_hedged_when_the_attempts_are_used_up() -> None:
+    gate = Gate()
+    retry = Retry(attempts=2, backoff=0.001)
+    async with local(drop) as bad, local(gate) as slow, local() as third:
+        nodes = bad.address, slow.address, third.address
+        async with preferring(*nodes, retry=retry, hedge=Hedge(after=0.1)) as session:
+            asyncio.get_running_loop().call_later(0.4, gate.let)
+            async with session.get("/x") as response:
+                assert [a.endpoint.address for a in attempts(response)] == list(nodes[:2])
+            assert counts(session) == (0, 0, 0)
+        assert len(third.seen) == 0
+
+
 async def test_a_hedge_does_not_wait_for_room() -> None:
     gates = Gate(), Gate()
     limits = Limits(per_node=1)
@@ -256,6 +269,21 @@ async def test_a_hedge_that_fails_is_not_taken_while_the_first_may_succeed(failu
         assert len(observed.of(bad.address)) == 1
         assert observed.of(bad.address)[0] in (Outcome.FAULT, Outcome.GATEWAY, Outcome.OVERLOAD)
         assert counts(session) == (1, 0, 0)
+
+
+async def test_the_connection_of_a_hedge_that_failed_is_kept() -> None:
+    gate = Gate()
+    async with (
+        local(gate) as slow,
+        local(Status(503)) as bad,
+        preferring(slow.address, bad.address) as session,
+    ):
+        observed = Observed(session)
+        for count in (1, 2, 3):
+            done = when(lambda count=count: len(observed.of(bad.address)) == count, gate.let)  # type: ignore[misc]
+            async with done, session.get("/x") as response:
+                assert response.status == 200
+        assert (slow.connections, bad.connections) == (1, 1)
 
 
 async def test_a_first_that_fails_after_its_hedge_was_sent_counts_against_its_server() -> None:

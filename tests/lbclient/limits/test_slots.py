@@ -19,7 +19,8 @@ class Service:
     """So many slots, numbered; `closed_to` are the calls that have no use for the free ones."""
 
     def __init__(self, slots: int, **limits: Any) -> None:
-        self.slots = Slots(Limits(**limits), self._begin, self._give_back, self._reached)
+        self.slots = Slots(Limits(**limits), self._begin, self._give_back, self._reached, self._due_in)
+        self.due_in: float | None = None
         self.left = slots
         self.closed_to: set[Call] = set()
         self.looks = 0
@@ -32,6 +33,9 @@ class Service:
         self.left -= 1
         self.slots.in_flight += 1
         return object()
+
+    def _due_in(self) -> float | None:
+        return self.due_in
 
     def _give_back(self, attempt: Any) -> None:
         self.given_back.append(attempt)
@@ -86,6 +90,19 @@ def test_without_a_bound_they_wait_for_ever() -> None:
         await asyncio.sleep(1e6)
         service.free()
         await task
+
+    run(main())
+
+
+def test_who_waits_is_looked_after_when_time_alone_makes_room() -> None:
+    async def main() -> None:
+        service = Service(0)
+        service.due_in = 3.0
+        began, task = now(), waits(service)
+        await asyncio.sleep(1)
+        service.left, service.due_in = 1, None
+        await task
+        assert now() - began == pytest.approx(3.0)
 
     run(main())
 

@@ -161,7 +161,7 @@ def test_a_key_chooses_the_portion_whatever_bytes_it_was_decoded_from() -> None:
     assert all(begun(balancer, None, key=key).group is group for key, group in begun_at.items())
 
 
-def test_a_session_waits_neither_for_a_slow_start_nor_takes_part_in_a_probe() -> None:
+def test_a_session_waits_neither_for_a_slow_start_nor_is_a_probe_while_others_can_be() -> None:
     balancer = Balancer("users", Sticky, slow_start=SlowStart(window=60))
     endpoints = [each.endpoint for each in nodes(*[1] * 6)]
     balancer.update(endpoints[:5], 0.0)
@@ -174,8 +174,11 @@ def test_a_session_waits_neither_for_a_slow_start_nor_takes_part_in_a_probe() ->
         attempt.land()
         balancer.observe(attempt, Outcome.CONNECT, 3.0)
     assert failing.ejected_until is not None
-    assert begun(balancer, token(Sticky(), well), now=1000.0) is well
-    assert begun(balancer, None, now=1000.0) is failing
+    assert begun(balancer, token(Sticky(), well), now=40.0) is well
+    assert begun(balancer, None, now=40.0) is failing
+    assert begun(balancer, token(Sticky(), well), now=60.0) is failing, "nobody else came for long"
+    Attempt(failing, "test", lambda: None)
+    assert begun(balancer, token(Sticky(), well), now=60.0) is well
 
 
 def test_a_session_leaves_a_node_that_is_full() -> None:

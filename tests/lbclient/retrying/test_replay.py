@@ -98,6 +98,7 @@ ONCE: dict[str, Callable[[], Any]] = {
     "stream": Stream,
     "form of a generator": part(generate),
     "form of a stream": part(Stream),
+    "form of no way back": part(lambda: Once(b"0123456789")),
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from discovery import Endpoint
-from lbclient import LeastRequest, PowerOfTwo, Random, RoundRobin, SlowStart, peak_ewma
+from lbclient import Ejection, LeastRequest, PowerOfTwo, Random, RoundRobin, SlowStart, peak_ewma
 from lbclient.attempt import Attempt
 from lbclient.balancer import Balancer
 from lbclient.call import Call
@@ -46,7 +46,14 @@ class World:
         self.now = 1000.0
         self.refused = 0
         self._ends: list[tuple[float, int, Attempt]] = []
-        self.balancer = Balancer("users", policy, slow_start=slow, limit_per_node=limit, rng=random.Random(3))
+        self.balancer = Balancer(
+            "users",
+            policy,
+            slow_start=slow,
+            limit_per_node=limit,
+            ejection=Ejection(jitter=0),
+            rng=random.Random(3),
+        )
         self.update(endpoints(*numbers))
 
     def update(self, found: list[Endpoint]) -> None:
@@ -217,7 +224,7 @@ def test_updates_in_between_change_nothing(policy: Callable[[], Policy]) -> None
     for second in range(30):
         found += world.run(1).get(0, 0.0) / 30
         world.update([*endpoints(0), *endpoints(1, 2, 3, metadata={"second": str(second)})])
-        world.balancer._regroup()
+        world.balancer._regroup(world.now)
     assert found == pytest.approx(0.2, rel=0.25)
 
 

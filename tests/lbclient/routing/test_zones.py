@@ -65,7 +65,7 @@ def test_shares_do_not_depend_on_how_large_the_weights_are(unit: float) -> None:
 def test_ejected_nodes_are_no_capacity() -> None:
     of = nodes(a=4, b=4)
     for node in of[:2]:
-        node.ejected_at = 1.0
+        node.mark(healthy=False)
     assert split(of) == [("zone a", 2, 0.666667), ("zone b", 4, 0.333333)]
 
 
@@ -73,7 +73,7 @@ def test_a_zone_without_usable_nodes_still_has_clients() -> None:
     """With b out there are still three zones: a third of the clients, and three of seven usable nodes."""
     of = nodes(a=3, b=3, c=4)
     for node in of[3:6]:
-        node.ejected_at = 1.0
+        node.mark(healthy=False)
     assert split(of) == [("zone a", 3, 1), ("other zones", 4, 0)]
 
 
@@ -87,7 +87,7 @@ def test_with_few_nodes_no_zone_is_preferred() -> None:
     assert split(nodes(a=2, b=3)) == [("", 5, 1)]
     assert split(nodes(a=2, b=3), min_zone_nodes=5) == [("zone a", 2, 0.8), ("zone b", 3, 0.2)]
     of = nodes(a=3, b=3)
-    of[0].ejected_at = 1.0
+    of[0].mark(healthy=False)
     assert split(of) == [("", 5, 1)]
 
 

@@ -1,0 +1,55 @@
+"""What was tried for a request, kept on the response or the exception that it ended with."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import aiohttp
+from aiohttp import ClientResponse
+from yarl import URL
+
+from lbclient.attempt import Attempt
+
+__all__ = ["attempts", "in_words", "keep", "tell"]
+
+_ATTEMPTS = "_lbclient_attempts"
+_ERROR = 400
+
+
+def attempts(result: ClientResponse | BaseException) -> tuple[Attempt, ...]:
+    """What was tried for a response, redirects included, or for an exception, in order.
+
+    That includes the exceptions of `raise_for_status`. Empty for a request that did not go to a service.
+    """
+    # TooManyRedirects has a history as well.
+    earlier = getattr(result, "history", ())
+    last: Any = result
+    if isinstance(result, aiohttp.ClientResponseError) and not hasattr(result, _ATTEMPTS):
+        # Nothing else leads from there to the response.
+        last = result.request_info
+    return tuple(attempt for r in (*earlier, last) for attempt in getattr(r, _ATTEMPTS, ()))
+
+
+def keep(result: ClientResponse | BaseException, tries: list[Attempt]) -> None:
+    """Attach what was tried to what came of it."""
+    setattr(result, _ATTEMPTS, tries)
+    if isinstance(result, ClientResponse) and result.status >= _ERROR:
+        with suppress(AttributeError):
+            # What `raise_for_status` raises has this of the response, and nothing else.
+            setattr(result.request_info, _ATTEMPTS, tries)
+
+
+def tell(error: BaseException, tries: list[Attempt], besides: Attempt | None = None) -> None:
+    """Attach what was tried to an exception, with notes on the attempts beside the one that it came from."""
+    for number, attempt in enumerate(tries, 1):
+        if attempt is not besides:
+            error.add_note(f"attempt {number}: {attempt}")
+    keep(error, tries)
+
+
+def in_words(error: BaseException, url: URL) -> str:
+    """What failed, for logs: some of aiohttp's messages have the URL, and its query may hold a secret."""
+    words = f"{type(error).__name__}: {error}"
+    query = url.raw_query_string
+    return words.replace(f"?{query}", "") if query else words
