@@ -105,7 +105,7 @@ class Rig:
             attempt_timeout=kind.attempt_timeout,
             connect_timeout=0.2 if kind.port == "fill" else 5.0,
             # Neither what was learned of a server nor a budget may keep a request from what the rules say.
-            ejection=Ejection(connect_failures=1_000_000),
+            ejection=Ejection(enforce=False),
             retry=Retry(backoff=0.001, backoff_cap=0.001, budget=Budget(per_second=1_000_000.0)),
             timeout=aiohttp.ClientTimeout(total=10, sock_read=0.25 if "SocketTimeoutError" in kind.errors else 10),
         )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-from fault_rig import Fault, FaultServer, started
+from fault_rig import Fault, FaultServer, fault_servers
 from rig import Prefer, until
 
 from discovery import Static
@@ -49,28 +49,22 @@ async def generate() -> AsyncIterator[bytes]:
 
 
 REPLAYABLE: dict[str, Callable[[Path], Any]] = {"buffer": buffered, "file": opened}
-ALL = REPLAYABLE | {"generator": lambda _: generate()}
-
-
-@pytest.fixture(scope="module")
-def both() -> Iterator[dict[str, FaultServer]]:
-    yield from started(FaultServer.start(name) for name in ("faulty", "healthy"))
+ALL: dict[str, Callable[[Path], Any]] = REPLAYABLE | {"generator": lambda _: generate()}
 
 
 @pytest.fixture
-async def servers(both: dict[str, FaultServer]) -> list[FaultServer]:
-    """The first is preferred, and does what it is told; ask for reports of what is new."""
-    servers = list(both.values())
-    for server in servers:
-        await server.play()
-        server.forget()
-    return servers
+async def servers() -> AsyncIterator[list[FaultServer]]:
+    """The first is preferred. They end with the test: unsent bytes keep a closed connection open until then."""
+    async with fault_servers("faulty", "healthy") as servers:
+        yield servers
 
 
-def session(servers: list[FaultServer]) -> BalancedSession:
+def session(servers: list[FaultServer], fault: str = "") -> BalancedSession:
     addresses = [server.address for server in servers]
+    # Long enough for a whole body.
+    limit = 1.5 if fault == "unread" else None
     return BalancedSession(
-        Static(addresses), policy=Prefer(*addresses), attempt_timeout=1.0, retry=Retry(backoff=0.001)
+        Static(addresses), policy=Prefer(*addresses), attempt_timeout=limit, retry=Retry(backoff=0.001)
     )
 
 
@@ -82,7 +76,7 @@ async def test_a_body_that_was_cut_off_arrives_whole_elsewhere(
     faulty, healthy = servers
     await faulty.play(FAULTS[fault])
     async with (
-        session(servers) as client,
+        session(servers, fault) as client,
         client.put("/x", data=ALL[body](tmp_path / "body"), headers={"X-Request-Id": "1"}) as response,
     ):
         assert response.status == 200
@@ -98,7 +92,7 @@ async def test_what_was_begun_and_may_not_be_repeated_is_not(
 ) -> None:
     faulty, healthy = servers
     await faulty.play(FAULTS[fault])
-    async with session(servers) as client:
+    async with session(servers, fault) as client:
         sending = client.request(method, "/x", data=ALL[body](tmp_path / "body"), headers={"X-Request-Id": "1"})
         if fault == "503":
             async with sending as response:
@@ -108,11 +102,11 @@ async def test_what_was_begun_and_may_not_be_repeated_is_not(
                 await sending
         # The next request is none the worse for it.
         await faulty.play()
-        async with client.put("/x", data=io.BytesIO(HUGE), headers={"X-Request-Id": "2"}) as response:
+        async with client.put("/x", data=b"next", headers={"X-Request-Id": "2"}) as response:
             assert response.status == 200
     assert (faulty.trace("1").heads, faulty.trace("1").processed) == (1, 0)
     assert healthy.trace("1").heads == 0
-    assert faulty.trace("2").bodies == [DIGEST]
+    assert faulty.trace("2").processed == 1
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -121,15 +115,13 @@ async def test_a_connection_that_was_closed_while_idle_is_not_used(
 ) -> None:
     """Where the client could know it, a POST is not lost."""
     faulty, healthy = servers
-    # Connections of which a server reads nothing more end unnoticed.
-    deaf = faulty.report.open
     async with session(servers) as client:
         for number in range(20):
             headers = {"X-Request-Id": str(number)}
             async with client.request(method, "/x", headers=headers) as response:
                 assert (await response.json())["id"] == str(number)
             assert await faulty.close_idle() == 1
-            await until(lambda: faulty.report.open == deaf)
+            await until(lambda: faulty.report.open == 0)
             assert faulty.trace(str(number)).processed == 1
     assert faulty.report.opened == 20
     assert healthy.report.heads == 0
