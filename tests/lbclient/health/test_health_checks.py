@@ -15,7 +15,7 @@ from rig import Gate, Local, Prefer, black_hole, hang, in_flight, local, node_of
 
 from discovery import Memory, Static, Watcher
 from lbclient import BalancedSession, BalancingMiddleware, HealthCheck, SessionClosing
-from lbclient.health.asking import AGENT
+from lbclient.health.asking import AGENT, ask
 from lbclient.sandbox import Backend
 
 PATH = "/healthz"
@@ -406,21 +406,18 @@ async def test_connections_are_kept_only_if_the_next_check_comes_in_time() -> No
 
 
 async def test_a_connection_of_requests_that_a_check_used_is_left_to_them() -> None:
-    async with (
-        local() as server,
-        BalancedSession(
-            Static([server.address]), health_check=often(interval=0.05), keepalive_timeout=0.04
-        ) as session,
-    ):
-
-        async def used() -> bool:
-            await get(session)
-            await asyncio.sleep(0.005)
-            return checks(server) >= 8
-
-        await until(used)
-        # A check that comes in the middle of a request needs another one.
-        assert server.connections <= 4
+    check = HealthCheck(interval=3600)
+    async with local() as server, BalancedSession(Static([server.address]), health_check=check) as session:
+        await session.ready()
+        await until(lambda: last(session, server.address)["result"] == "ok")
+        await get(session)
+        before = server.connections
+        service = session._balancing._services["service"]
+        for _ in range(3):
+            await ask(service.balancer.nodes[server.address], check, service._side, 3600)
+        await get(session)
+        assert checks(server) == 4
+        assert server.connections == before
 
 
 @pytest.mark.parametrize(
