@@ -23,6 +23,8 @@ __all__ = ["Balancer"]
 
 # Seconds for which a node may be due for its probe until even a request whose session goes well is that.
 _OVERDUE = 10.0
+# Seconds after which to look again for a node that is due already: whoever waits has tried it, or it is full.
+_SOONEST = 0.05
 
 
 class Balancer:
@@ -82,7 +84,9 @@ class Balancer:
 
     def due_in(self, now: float) -> float | None:
         """Seconds until a node may be due, for requests that wait because none is usable; None if they do not."""
-        return None if self.routes or math.isinf(self._probes.next_at) else max(0.0, self._probes.next_at - now)
+        if self.routes or math.isinf(self._probes.next_at):
+            return None
+        return max(_SOONEST, self._probes.next_at - now)
 
     @property
     def usable(self) -> tuple[Node, ...]:

@@ -81,6 +81,13 @@ def test_fail_and_wait_pick_nobody_until_a_probe_succeeds(panic: Panic) -> None:
     assert (balancer.fails_fast, balancer.due_in(world.now)) == (False, None)
 
 
+def test_who_waits_for_another_node_than_the_one_that_is_due_does_not_look_all_the_time() -> None:
+    world = outage("wait", 1, 2)
+    world.now += 1
+    assert world.pick(1, 2) is None
+    assert 0.01 < (world.balancer.due_in(world.now) or 0) < 1
+
+
 def test_all_is_the_default_and_never_without_a_node() -> None:
     assert Routing().panic == "all"
     world = World(1, 2)
