@@ -12,11 +12,10 @@ from typing import Any
 
 import aiohttp
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
-from yarl import URL
 
 from lbclient.attempt import Attempt
 from lbclient.errors import AttemptsFailed
-from lbclient.outcome import Outcome, asked, classify, classify_answer
+from lbclient.outcome import Outcome, asked, classify, classify_answer, in_words
 from lbclient.passage import Passage
 from lbclient.retrying import Retries, retry_after
 from lbclient.service import Service
@@ -55,6 +54,7 @@ class Exchange:
     Attributes:
         service: where it goes.
         call: what its attempts share for the balancer.
+        url: the logical URL.
         req: the request; it is pointed at one node after the other.
         passage: the whole request.
         tries: the attempts so far.
@@ -66,13 +66,13 @@ class Exchange:
         "_handler",
         "_retries",
         "_server_hostname",
-        "_url",
         "attempt",
         "call",
         "passage",
         "req",
         "service",
         "tries",
+        "url",
     )
 
     def __init__(self, service: Service, req: ClientRequest, handler: ClientHandlerType, passage: Passage) -> None:
@@ -82,7 +82,7 @@ class Exchange:
         self.passage = passage
         self.tries: list[Attempt] = []
         self._handler = handler
-        self._url = req.url
+        self.url = req.url
         self._server_hostname = req.server_hostname
         self._retries: Retries | None = None
         settings = service.settings
@@ -131,13 +131,18 @@ class Exchange:
 
     def send(self, attempt: Attempt, req: ClientRequest) -> Awaitable[ClientResponse]:
         """Send the request to the attempt's node."""
-        attempt.aim(req, self._url, self._server_hostname)
+        attempt.aim(req, self.url, self._server_hostname)
         if self._deadline_header is not None and self.passage.deadline is not None:
             left = max(0.0, self.passage.deadline - time.monotonic())
             req.headers[self._deadline_header] = str(int(left * 1000))
         # One coroutine less where there is no limit, which is the usual case.
         timed = self.service.settings.attempt_timeout is not None
         return self._timed(attempt, req) if timed else self._handler(req)
+
+    def join(self, hedge: Attempt) -> None:
+        """A hedge has begun: it is one of the attempts."""
+        self.tries.append(hedge)
+        self._further().count()
 
     async def _wait(self) -> Attempt:
         try:
@@ -160,7 +165,7 @@ class Exchange:
     def _after_error(self, error: BaseException) -> float | None:
         """Seconds until the next attempt, or None if this error is the last word."""
         attempt, call = self.attempt, self.call
-        attempt.error = _in_words(error, self._url)
+        attempt.error = in_words(error, self.url)
         attempt.land()
         said = self._ask(error)
         outcome = said or classify(error)
@@ -260,13 +265,6 @@ class Exchange:
             setattr(final, _ATTEMPTS, tuple(self.tries))
             return final
         return error
-
-
-def _in_words(error: BaseException, url: URL) -> str:
-    words = f"{type(error).__name__}: {error}"
-    # Some of aiohttp's messages have the URL, and its query may hold a secret: this goes to logs.
-    query = url.raw_query_string
-    return words.replace(f"?{query}", "") if query else words
 
 
 def _tell(error: BaseException, tries: list[Attempt], besides: Attempt | None = None) -> None:
