@@ -14,7 +14,7 @@ from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 
 from lbclient.attempt import Attempt
 from lbclient.errors import AttemptsFailed
-from lbclient.outcome import Outcome, asked, classify, classify_answer
+from lbclient.outcome import Outcome, asked, classify, classify_answer, in_words
 from lbclient.passage import Passage
 from lbclient.retrying import Retries, retry_after
 from lbclient.service import Service
@@ -41,6 +41,7 @@ class Exchange:
     Attributes:
         service: where it goes.
         call: what its attempts share for the balancer.
+        url: the logical URL.
         req: the request; it is pointed at one node after the other.
         passage: the whole request.
         tries: the attempts so far.
@@ -52,13 +53,13 @@ class Exchange:
         "_handler",
         "_retries",
         "_server_hostname",
-        "_url",
         "attempt",
         "call",
         "passage",
         "req",
         "service",
         "tries",
+        "url",
     )
 
     def __init__(self, service: Service, req: ClientRequest, handler: ClientHandlerType, passage: Passage) -> None:
@@ -68,7 +69,7 @@ class Exchange:
         self.passage = passage
         self.tries: list[Attempt] = []
         self._handler = handler
-        self._url = req.url
+        self.url = req.url
         self._server_hostname = req.server_hostname
         self._retries: Retries | None = None
         self._deadline_header: str | None = None
@@ -123,13 +124,18 @@ class Exchange:
 
     def send(self, attempt: Attempt, req: ClientRequest) -> Awaitable[ClientResponse]:
         """Send the request to the attempt's node."""
-        attempt.aim(req, self._url, self._server_hostname)
+        attempt.aim(req, self.url, self._server_hostname)
         if self._deadline_header is not None and self.passage.deadline is not None:
             left = max(0.0, self.passage.deadline - time.monotonic())
             req.headers[self._deadline_header] = str(int(left * 1000))
         # One coroutine less where there is no limit, which is the usual case.
         timed = self.service.settings.attempt_timeout is not None
         return self._timed(attempt, req) if timed else self._handler(req)
+
+    def join(self, hedge: Attempt) -> None:
+        """A hedge has begun: it is one of the attempts."""
+        self.tries.append(hedge)
+        self._further().count()
 
     async def _wait(self) -> Attempt:
         try:
@@ -152,7 +158,7 @@ class Exchange:
     def _after_error(self, error: BaseException) -> float | None:
         """Seconds until the next attempt, or None if this error is the last word."""
         attempt, call = self.attempt, self.call
-        attempt.error = in_words(error, self._url)
+        attempt.error = in_words(error, self.url)
         attempt.land()
         said = self._ask(error)
         outcome = said or classify(error)
@@ -246,7 +252,7 @@ class Exchange:
         if self._retries is not None and self._retries.refusal:
             error.add_note(f"not tried again: {self._retries.refusal}")
         if repeated_by_aiohttp(error, self.req) and getattr(self.req.session, "_retry_connection", False):
-            last = in_words(error, self._url)
+            last = in_words(error, self.url)
             final = AttemptsFailed(f"{len(self.tries)} attempts failed, the last with {last}")
             keep(final, self.tries)
             return final

@@ -125,6 +125,7 @@ MODULES = {
     "lbclient.ejection.probes": "call node",
     "lbclient.health.asking": "health.health_check health.state node outcome side_requests",
     "lbclient.hedging.entrant": "attempt",
+    "lbclient.hedging.raced": "attempt call node outcome retrying",
     "lbclient.limits.lifetimes": "attempt limits.limits node",
     "lbclient.limits.slots": "attempt call limits.limits",
     "lbclient.policies.bounded_load": "call node",
@@ -138,7 +139,7 @@ MODULES = {
     "lbclient.tried": "attempt",
     "lbclient.health.checker": "health.asking health.health_check health.state health.target node side_requests",
     "lbclient.hedging.race": (
-        "attempt call errors hedging.entrant hedging.hedge hedging.latencies node outcome retrying"
+        "attempt errors hedging.entrant hedging.hedge hedging.latencies hedging.raced outcome retrying"
     ),
     "lbclient.policies.hashing": "call node options policies.bounded_load policies.keys",
     "lbclient.policies.least_request": "call node options policies.loads policies.smooth policies.turns",
@@ -150,7 +151,7 @@ MODULES = {
     "lbclient.routing.routing": (
         "node routing.portion routing.priorities routing.subset routing.where routing.zones discovery"
     ),
-    "lbclient.hedging": "hedging.hedge hedging.race",
+    "lbclient.hedging": "hedging.hedge hedging.race hedging.raced",
     "lbclient.policies.maglev": "policies.hashing policies.keys policies.table",
     "lbclient.policies.ring_hash": "policies.hashing policies.keys policies.ring",
     "lbclient.routing": (

@@ -5,63 +5,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from aiohttp import BytesPayload, ClientRequest, ClientResponse
 
 from lbclient.attempt import Attempt
-from lbclient.call import Call
 from lbclient.errors import LBError
 from lbclient.hedging.entrant import Entrant
 from lbclient.hedging.hedge import Hedge
 from lbclient.hedging.latencies import Latencies
-from lbclient.node import Node
-from lbclient.outcome import Outcome, classify_answer
-from lbclient.retrying import Ledger, Retry, may_be_repeated
+from lbclient.hedging.raced import Raced, RacedService
+from lbclient.outcome import Outcome, classify_answer, in_words
+from lbclient.retrying import Retry, may_be_repeated
 
-__all__ = ["Hedging", "Raced"]
+__all__ = ["Hedging"]
 
 # A loser's body above this is not waited for: a new connection costs less. It is what aiohttp takes in unread.
 _LARGEST = 65_536
 _LOST = "the other attempt was answered first"
 
 log = logging.getLogger(__name__)
-
-
-class _Nodes(Protocol):
-    def has_fresh(self, tried: tuple[Node, ...]) -> bool: ...
-
-
-class _Service(Protocol):
-    @property
-    def balancer(self) -> _Nodes: ...
-    @property
-    def ledger(self) -> Ledger: ...
-    def begin(self, call: Call) -> Attempt | None: ...
-    def judge(self, result: ClientResponse | BaseException) -> tuple[Outcome, bool]: ...
-    def observe(self, attempt: Attempt, outcome: Outcome) -> None: ...
-    def answered(self, attempt: Attempt, response: ClientResponse, call: Call) -> None: ...
-
-
-class Raced(Protocol):
-    """What a race needs of the exchange whose attempts it races: see `Exchange`."""
-
-    attempt: Attempt
-    req: ClientRequest
-    call: Call
-    tries: list[Attempt]
-
-    @property
-    def service(self) -> _Service:
-        """Where the request goes."""
-        ...
-
-    def send(self, attempt: Attempt, req: ClientRequest) -> Awaitable[ClientResponse]:
-        """Send the request to the attempt's node."""
-        ...
 
 
 class Hedging:
@@ -179,7 +144,7 @@ class Hedging:
             return None
         self.sent += 1
         hedge.picked = f"hedge after {round(delay * 1000, 1):g} ms, {hedge.picked}"
-        exchange.tries.append(hedge)
+        exchange.join(hedge)
         return hedge
 
     async def _send(
@@ -235,8 +200,10 @@ class Hedging:
     def _fail(self, exchange: Raced, entrant: Entrant, outcome: Outcome) -> None:
         """Record a failure that does not decide, since the other attempt may still succeed."""
         attempt, response = entrant.attempt, entrant.response
-        if response is None:
-            attempt.error = f"{type(entrant.error).__name__}: {entrant.error}"
+        if response is not None:
+            attempt.error = f"status {response.status}"
+        else:
+            attempt.error = in_words(entrant.error, exchange.url)
             attempt.land()
         self._lose(exchange, entrant, outcome)
         if response is not None:
@@ -267,7 +234,7 @@ class Hedging:
         task.add_done_callback(lambda _: self._part(exchange.service, loser))
         self._own(task)
 
-    async def _linger(self, service: _Service, loser: Entrant) -> None:
+    async def _linger(self, service: RacedService, loser: Entrant) -> None:
         """Let a loser answer, so that its latency is known, and its connection is free again."""
         attempt = loser.attempt
         try:
@@ -283,7 +250,7 @@ class Hedging:
         except Exception:
             log.debug("the loser of a race failed: %s", attempt, exc_info=True)
 
-    def _part(self, service: _Service, loser: Entrant) -> None:
+    def _part(self, service: RacedService, loser: Entrant) -> None:
         """The end of a loser: nothing of it is left, and it is no blame for its server."""
         self._drop(loser)
         if not loser.told:

@@ -54,6 +54,10 @@ class Retries:
         self._untrusted = False
         self.refusal = ""
 
+    def count(self) -> None:
+        """There was an attempt beside the one that `after` is asked about: a hedge."""
+        self._made += 1
+
     def after_untrusted(self, tried: tuple[Any, ...]) -> bool:
         """Whether a server that could not say who it is is a reason to ask another one: once, if there is one."""
         before, self._untrusted = self._untrusted, True

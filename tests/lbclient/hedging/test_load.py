@@ -66,7 +66,7 @@ async def test_a_percentile_follows_servers_that_got_slow_so_that_hedges_get_few
 
     async def answer(_: web.BaseRequest) -> web.StreamResponse:
         if slow:
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.5)
         return web.Response(text="ok")
 
     retry = Retry(budget=Budget(share=0.2, per_second=0.0, window=10.0))
@@ -82,8 +82,8 @@ async def test_a_percentile_follows_servers_that_got_slow_so_that_hedges_get_few
         await no_losers(session)
         before, requests = counts(session)[0], seen(a, b)
         slow = True
-        for _ in range(10):
-            await asyncio.gather(*(ask(session, "/slow") for _ in range(50)))
+        for _ in range(5):
+            await asyncio.gather(*(ask(session, "/slow") for _ in range(100)))
         await no_losers(session)
         during = counts(session)[0] - before
         assert during > 0
@@ -91,7 +91,7 @@ async def test_a_percentile_follows_servers_that_got_slow_so_that_hedges_get_few
         assert counts(session)[0] <= 0.2 * 700
         delay = hedging_of(session).delay
         assert delay is not None
-        assert delay > 0.1
+        assert delay > 0.5
 
 
 async def test_hedges_and_retries_share_one_budget() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rig import Gate, Prefer, black_hole, drop, expire_ejection, hang, in_flight
 
 from discovery import Memory
 from lbclient import BalancedSession, Hedge, Outcome, attempts
+from lbclient.attempt import Attempt
 
 
 def body_of(size: int, *, chunked: bool = False, then: asyncio.Event | None = None) -> Any:
@@ -298,8 +300,11 @@ async def test_an_answer_of_a_node_that_left_is_still_taken() -> None:
 async def ejected(session: BalancedSession, address: str) -> None:
     """Have the node ejected, and due for a probe."""
     balancer = balancer_of(session)
-    node = balancer.nodes[address]
-    node.eject(0.0, 30.0, "a test says so", unreachable=True)
+    for _ in range(3):
+        attempt = Attempt(balancer.nodes[address], "", lambda: None)
+        attempt.land()
+        balancer.observe(attempt, Outcome.CONNECT, time.monotonic())
+    assert node_of(session, address)["state"] == "ejected"
     expire_ejection(session, address)
 
 
