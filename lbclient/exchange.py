@@ -14,7 +14,7 @@ from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 
 from lbclient.attempt import Attempt
 from lbclient.errors import AttemptsFailed
-from lbclient.outcome import Outcome, asked, classify, classify_answer, in_words
+from lbclient.outcome import Outcome, asked, classify, classify_answer
 from lbclient.passage import Passage
 from lbclient.retrying import Retries, retry_after
 from lbclient.service import Service

@@ -13,9 +13,8 @@ from lbclient.errors import LBError, NodeLeft
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
-    from yarl import URL
 
-__all__ = ["ANSWERS", "FAILURES", "Classifier", "Outcome", "asked", "classify", "classify_answer", "in_words"]
+__all__ = ["ANSWERS", "FAILURES", "Classifier", "Outcome", "asked", "classify", "classify_answer"]
 
 _TOO_MANY_REQUESTS = 429
 _SERVER_ERROR = 500
@@ -142,11 +141,3 @@ def _of_the_body(error: aiohttp.ClientOSError) -> bool:
     # What this connection raises into the writer of a body is no subclass of ConnectionError but aiohttp's own.
     ours = type(cause) is ConnectionError or isinstance(cause, aiohttp.ClientConnectionError)
     return isinstance(cause, OSError) and not ours and "request body" in str(error)
-
-
-def in_words(error: BaseException, url: URL) -> str:
-    """What `Attempt.error` says of an error after a request to that URL."""
-    words = f"{type(error).__name__}: {error}"
-    # Some of aiohttp's messages have the URL, and its query may hold a secret: this goes to logs.
-    query = url.raw_query_string
-    return words.replace(f"?{query}", "") if query else words

@@ -139,7 +139,7 @@ MODULES = {
     "lbclient.tried": "attempt",
     "lbclient.health.checker": "health.asking health.health_check health.state health.target node side_requests",
     "lbclient.hedging.race": (
-        "attempt errors hedging.entrant hedging.hedge hedging.latencies hedging.raced outcome retrying"
+        "attempt errors hedging.entrant hedging.hedge hedging.latencies hedging.raced outcome retrying tried"
     ),
     "lbclient.policies.hashing": "call node options policies.bounded_load policies.keys",
     "lbclient.policies.least_request": "call node options policies.loads policies.smooth policies.turns",

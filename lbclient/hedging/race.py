@@ -17,8 +17,9 @@ from lbclient.hedging.entrant import Entrant
 from lbclient.hedging.hedge import Hedge
 from lbclient.hedging.latencies import Latencies
 from lbclient.hedging.raced import Raced, RacedService
-from lbclient.outcome import Outcome, classify_answer, in_words
+from lbclient.outcome import Outcome, classify_answer
 from lbclient.retrying import Retry, may_be_repeated
+from lbclient.tried import in_words
 
 __all__ = ["Hedging"]
 
