@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from itertools import pairwise
 
 import aiohttp
@@ -44,23 +45,23 @@ def redirect(location: str) -> Answer:
 
 async def test_the_time_of_an_earlier_attempt_is_not_the_next_ones_fault() -> None:
     """It had less than half of the whole, however silent it was."""
-    async with local(slow(0.12, drop)) as one, local(hang) as two:
+    async with local(slow(0.24, drop)) as one, local(hang) as two:
         services = Static([one.address, two.address])
         retry = Retry(backoff=0)
         async with BalancedSession(services, policy=Prefer(one.address), retry=retry) as session:
             with pytest.raises(TimeoutError) as caught:
-                await session.get("/x", timeout=0.2)
+                await session.get("/x", timeout=0.4)
             assert outcomes(caught.value) == [Outcome.FAULT, Outcome.OURS]
             assert node_of(session, two.address)["failures"] == 0
 
 
-@pytest.mark.parametrize(("first", "outcome"), [(0.13, Outcome.OURS), (0.01, Outcome.TIMEOUT)])
+@pytest.mark.parametrize(("first", "outcome"), [(0.24, Outcome.OURS), (0.01, Outcome.TIMEOUT)])
 async def test_the_time_of_an_earlier_hop_is_not_the_next_ones_fault(first: float, outcome: Outcome) -> None:
     async with local(slow(first, redirect("http://two/y"))) as one, local(hang) as two:
         services = {"one": Static([one.address]), "two": Static([two.address])}
         async with BalancedSession(services) as session:
             with pytest.raises(TimeoutError) as caught:
-                await session.get("http://one/x", timeout=0.2)
+                await session.get("http://one/x", timeout=0.4)
             assert outcomes(caught.value) == [outcome]
             assert node_of(session, two.address)["failures"] == (outcome is Outcome.TIMEOUT)
 
@@ -72,8 +73,8 @@ async def test_the_time_in_the_queue_is_not_the_nodes_fault() -> None:
     ):
         crowd = Crowd(session)
         await crowd.start("/1")
-        asking = asyncio.create_task(session.get("/2", timeout=0.2)._coro)
-        await asyncio.sleep(0.12)
+        asking = asyncio.create_task(session.get("/2", timeout=0.4)._coro)
+        await asyncio.sleep(0.24)
         await crowd.stop()
         with pytest.raises(TimeoutError) as caught:
             await asking
@@ -134,12 +135,14 @@ async def test_redirects_do_not_extend_the_deadline() -> None:
         local(answer) as server,
         BalancedSession(Static([server.address]), deadline_header=HEADER, retry=Retry(backoff=0.01)) as session,
     ):
-        with pytest.raises(TimeoutError):
-            await session.get("/0", timeout=0.4, max_redirects=100)
+        # If no time is left for a pause the chain ends with the answer before it.
+        with suppress(TimeoutError):
+            async with session.get("/0", timeout=0.4, max_redirects=100) as response:
+                assert response.status == 503
     left = told(server)
     assert left[0] <= 400
     assert all(later <= earlier - 28 for earlier, later in pairwise(left))
-    assert 3 <= len(left) <= 14
+    assert 2 <= len(left) <= 14
 
 
 async def test_servers_are_told_the_time_that_is_left_anew_in_each_attempt() -> None:
