@@ -89,7 +89,13 @@ class Server:
             filler = socket.socket()
             filler.settimeout(0)
             filler.connect_ex(("127.0.0.1", self.port))
-            self._fillers[filler.getsockname()] = filler
+            try:
+                filler.getpeername()
+            except OSError:
+                # There was no room for it, and its port may be that of a client later on.
+                filler.close()
+            else:
+                self._fillers[filler.getsockname()] = filler
 
     def close_idle(self) -> int:
         """Close the connections on which there is no request; how many."""
