@@ -14,7 +14,7 @@ from lbclient import BalancedSession, Retry
 
 # After these seconds the failing server gets less than 1 % of the requests; the shorter time is the stricter one.
 LEARNED = 5.0 if WHOLE else 2.0
-LOOKED_AT = 60.0 if WHOLE else 1.5
+LOOKED_AT = 30.0 if WHOLE else 1.5
 INCLUDING_500 = Retry(statuses={429, 500, 502, 503, 504})
 
 
