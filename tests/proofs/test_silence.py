@@ -35,8 +35,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "attempt_timeout": {"attempt_timeout": 0.25},
     "hedge": {"hedge": Hedge(after=0.1)},
 }
-# Less than what a request costs that went to the silent server, whatever the options.
-STALL = 0.2
+# Seconds that a machine may stand still which does other things as well.
+STALL = 1.0
 # Of the requests that were started while the server was silent, so many may wait for as long as it is, by default:
 # those on their way to it when it stopped, and those sent after its load has decayed.
 HANG = 0.02
@@ -83,8 +83,10 @@ async def test_a_silent_server_is_left_alone_until_it_answers_again(options: dic
             ],
         )
         assert posts_processed_twice(load, servers) == []
-        # On a machine that does other things as well the short form has to tell stalls from requests that hang.
-        assert quantile(settled, 0.99) < max(2 * quantile(normal, 0.99), 0 if WHOLE else STALL)
+        # What is left of 1 % is not in the p99. The short form runs beside other tests, whose stalls are no waiting.
+        at_victim = sum(any(each.endpoint.address == victim.address for each in sent.tries) for sent in settled)
+        assert at_victim < (0.01 if options else HANG) * len(settled)
+        assert quantile(settled, 0.99) < (2 * quantile(normal, 0.99) if WHOLE else STALL)
         assert extra <= 0.2 * len(silent)
         assert failed.gets == 0
         assert all(sent.tries[-1].endpoint.address == victim.address for sent in load.failed)
