@@ -40,6 +40,9 @@ STALL = 1.0
 # Of the requests that were started while the server was silent, so many may wait for as long as it is, by default:
 # those on their way to it when it stopped, and those sent after its load has decayed.
 HANG = 0.02
+# With neither hedges nor five failures in a row yet, the server is tried again every second or so, a few requests
+# each time: more than 1 % of one and a half seconds may be among them, and fewer of ten.
+FOUND_OUT = 0.01 if WHOLE else 0.03
 
 
 @pytest.mark.timeout(180)
@@ -85,7 +88,7 @@ async def test_a_silent_server_is_left_alone_until_it_answers_again(options: dic
         assert posts_processed_twice(load, servers) == []
         # Less than 1 % is not in the p99. The short form runs beside other tests, whose stalls are no waiting.
         at_victim = sum(any(each.endpoint.address == victim.address for each in sent.tries) for sent in settled)
-        assert at_victim < (0.01 if options else HANG) * len(settled)
+        assert at_victim < (0.01 if "hedge" in options else FOUND_OUT) * len(settled)
         assert quantile(settled, 0.99) < (2 * quantile(normal, 0.99) if WHOLE else STALL)
         assert extra <= 0.2 * len(silent)
         assert failed.gets == 0
