@@ -25,17 +25,25 @@ from lbclient.attempt import Attempt
 from lbclient.balancer import Balancer
 from lbclient.call import Call
 from lbclient.outcome import classify, classify_answer
+from lbclient.passage import Passage
 from lbclient.policies import RoundRobin
 
 NODES = [f"10.0.0.{n}:80" for n in range(1, 11)]
 Ask = Callable[[], Awaitable[Any]]
 
 
+class Protocol:
+    """As much of aiohttp's as is looked at."""
+
+    def force_close(self) -> None:
+        """Close it after this request."""
+
+
 class Connection:
     """As much of aiohttp's as an attempt touches; it is free again at once."""
 
     def __init__(self) -> None:
-        self.protocol = SimpleNamespace(force_close=lambda: None)
+        self.protocol = Protocol()
         self.transport = None
 
     def add_callback(self, callback: Callable[[], None]) -> None:
@@ -110,7 +118,7 @@ def balanced(**options: Any) -> tuple[Ask, BalancingMiddleware]:
     session = SimpleNamespace(closed=False, connector=None, timeout=SimpleNamespace(total=300.0))
 
     async def ask() -> Any:
-        return await lb(Request(session), handler)  # type: ignore[arg-type]
+        return await Passage(lb.pass_on, None, 300.0)(Request(session), handler)  # type: ignore[arg-type]
 
     return ask, lb
 

@@ -170,7 +170,9 @@ class Exchange:
         if not retry.repeats_error(outcome, error, self.req, sent=attempt.sent, said=said is not None):
             return None
         if isinstance(error, _UNTRUSTED):
-            log.warning("%s: %s cannot be trusted: %s", self.service.name, attempt.node.address, error)
+            # Each further one of the same node would say the same.
+            level = logging.WARNING if attempt.node.connect_failures <= 1 else logging.DEBUG
+            log.log(level, "%s: %s cannot be trusted: %s", self.service.name, attempt.node.address, error)
             if not self._further().after_untrusted(call.tried):
                 return None
         return self._pause(outcome)
