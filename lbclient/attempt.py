@@ -56,7 +56,9 @@ class Attempt:
         "websocket",
     )
 
-    def __init__(self, node: Node, picked: str, on_land: Callable[[], None]) -> None:
+    def __init__(
+        self, node: Node, picked: str, on_land: Callable[[], None], started_at: float | None = None
+    ) -> None:
         self.node = node
         self._on_land = on_land
         self.endpoint = node.endpoint
@@ -71,7 +73,7 @@ class Attempt:
         self._req: ClientRequest | None = None
         self._followed: tuple[ref[ClientResponse], Callable[[Attempt, Outcome], None]] | None = None
         self.websocket: ref[Any] | None = None
-        self.started_at = time.monotonic()
+        self.started_at = time.monotonic() if started_at is None else started_at
         node.in_flight += 1
         node.group.in_flight += 1
         node.requests += 1

@@ -45,6 +45,9 @@ class Outcome(Enum):
     | OURS | cancellation, a hedge's loser, a deadline spent elsewhere | no | ignored | ignored | ignored |
     """
 
+    # There is one object for each, and that of `Enum` is written in Python: each look into a set would show.
+    __hash__ = object.__hash__
+
     SUCCESS = "success"
     ERROR = "error"
     GATEWAY = "gateway"
