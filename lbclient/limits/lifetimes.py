@@ -65,7 +65,7 @@ class Lifetimes:
 
 
 def attempts_within(limits: Limits, random: Callable[[], float]) -> Callable[..., Attempt]:
-    """What makes attempts (of node, reason, `on_land`, time) whose connections live as long as the limits allow."""
+    """What makes attempts (of node, reason, `on_land`, time) whose connections live as the limits allow."""
     immortal = limits.connection_age is None and limits.connection_requests is None
     return Attempt if immortal else Lifetimes(limits, random).attempt
 
