@@ -56,7 +56,9 @@ class Attempt:
         "websocket",
     )
 
-    def __init__(self, node: Node, picked: str, on_land: Callable[[], None]) -> None:
+    def __init__(
+        self, node: Node, picked: str, on_land: Callable[[], None], started_at: float | None = None
+    ) -> None:
         self.node = node
         self._on_land = on_land
         self.endpoint = node.endpoint
@@ -71,7 +73,7 @@ class Attempt:
         self._req: ClientRequest | None = None
         self._followed: tuple[ref[ClientResponse], Callable[[Attempt, Outcome], None]] | None = None
         self.websocket: ref[Any] | None = None
-        self.started_at = time.monotonic()
+        self.started_at = time.monotonic() if started_at is None else started_at
         node.in_flight += 1
         node.group.in_flight += 1
         node.requests += 1
@@ -126,11 +128,20 @@ class Attempt:
             node.attempts.remove(self)
             node.in_flight -= 1
             node.group.in_flight -= 1
+            if self.conn is not None and self.outcome is None:
+                self._drop_unsent(self.conn)
             self.conn = None
             self._req = None
             self._on_land()
             if self._followed is not None:
                 self._look_at_body(*self._followed)
+
+    def _drop_unsent(self, conn: Connection) -> None:
+        """Let nothing of a body be kept for a server that does not take it."""
+        # To close a transport is to send the rest first: to a silent server for as long as that lives.
+        if conn.transport is not None and conn.transport.get_write_buffer_size() and conn.protocol is not None:
+            conn.protocol.force_close()
+            conn.transport.abort()
 
     def _look_at_body(self, found: ref[ClientResponse], on_break: Callable[[Attempt, Outcome], None]) -> None:
         self._followed = None

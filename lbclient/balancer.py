@@ -21,6 +21,8 @@ from lbclient.routing import Routing, SlowStart, WarmUp
 
 __all__ = ["Balancer"]
 
+# Looked up for each request.
+_SUCCESS = Outcome.SUCCESS
 # Seconds for which a node may be due for its probe until even a request whose session goes well is that.
 _OVERDUE = 10.0
 # Seconds after which to look again for a node that is due already: whoever waits has tried it, or it is full.
@@ -189,12 +191,13 @@ class Balancer:
                 self._observe_body(attempt, outcome, waited, now)
             return
         attempt.observed = outcome
-        if outcome not in (Outcome.OURS, Outcome.LEFT):
-            failed = outcome in FAILURES
-            node.failures += failed
+        if outcome is _SUCCESS:
+            node.learn(waited, now, failed=False)
+        elif outcome in FAILURES:
+            node.failures += 1
             if outcome is not Outcome.CONNECT:
                 # Those are the ejection's business: after three in a row it knows, if they are not kept from it.
-                node.learn(waited, now, failed=failed)
+                node.learn(waited, now, failed=True)
         elif outcome is Outcome.OURS:
             node.learn_at_least(waited, now)
         if not node.left and (changed := self._detector.observe(attempt, outcome, now)):

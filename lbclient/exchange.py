@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from asyncio import sleep
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
@@ -51,6 +51,8 @@ class Exchange:
     __slots__ = (
         "_deadline_header",
         "_handler",
+        "_on_end",
+        "_proxy",
         "_retries",
         "_server_hostname",
         "attempt",
@@ -62,7 +64,14 @@ class Exchange:
         "url",
     )
 
-    def __init__(self, service: Service, req: ClientRequest, handler: ClientHandlerType, passage: Passage) -> None:
+    def __init__(
+        self,
+        service: Service,
+        req: ClientRequest,
+        handler: ClientHandlerType,
+        passage: Passage,
+        on_end: Callable[[], None],
+    ) -> None:
         self.service = service
         self.call = service.enter(req, passage)
         self.req = req
@@ -70,7 +79,9 @@ class Exchange:
         self.tries: list[Attempt] = []
         self._handler = handler
         self.url = req.url
+        self._proxy = req.proxy
         self._server_hostname = req.server_hostname
+        self._on_end = on_end
         self._retries: Retries | None = None
         self._deadline_header: str | None = None
         if service.settings.adds_headers:
@@ -109,9 +120,18 @@ class Exchange:
                 await settle(self.req)
                 if pause:
                     await sleep(pause)
+                call.now = time.monotonic()
         finally:
-            if self._deadline_header is not None:
-                self.req.headers.pop(self._deadline_header, None)
+            self._on_end()
+            self._restore()
+
+    def _restore(self) -> None:
+        # A middleware outside of this one may look at the request again, or send it once more.
+        req = self.req
+        req.url, req.proxy, req.server_hostname = self.url, self._proxy, self._server_hostname
+        vars(req).pop("send", None)
+        if self._deadline_header is not None:
+            req.headers.pop(self._deadline_header, None)
 
     def _choose_headers(self) -> None:
         settings, req = self.service.settings, self.req
@@ -128,9 +148,10 @@ class Exchange:
         if self._deadline_header is not None and self.passage.deadline is not None:
             left = max(0.0, self.passage.deadline - time.monotonic())
             req.headers[self._deadline_header] = str(int(left * 1000))
-        # One coroutine less where there is no limit, which is the usual case.
-        timed = self.service.settings.attempt_timeout is not None
-        return self._timed(attempt, req) if timed else self._handler(req)
+        if self.service.settings.attempt_timeout is None:
+            # One coroutine less, and the usual case.
+            return self._handler(req)
+        return self._timed(attempt, req)
 
     def join(self, hedge: Attempt) -> None:
         """A hedge has begun: it is one of the attempts."""
@@ -170,7 +191,9 @@ class Exchange:
         if not retry.repeats_error(outcome, error, self.req, sent=attempt.sent, said=said is not None):
             return None
         if isinstance(error, _UNTRUSTED):
-            log.warning("%s: %s cannot be trusted: %s", self.service.name, attempt.node.address, error)
+            # Each further one of the same node would say the same.
+            level = logging.WARNING if attempt.node.connect_failures <= 1 else logging.DEBUG
+            log.log(level, "%s: %s cannot be trusted: %s", self.service.name, attempt.node.address, error)
             if not self._further().after_untrusted(call.tried):
                 return None
         return self._pause(outcome)
@@ -186,7 +209,8 @@ class Exchange:
             if outcome is not _SUCCESS:
                 attempt.error = f"status {status}"
         service.observe(attempt, outcome)
-        service.answered(attempt, response, self.call)
+        if service.watches:
+            service.answered(attempt, response, self.call)
         if not attempt.sent:
             attempt.land()  # a middleware behind this one answered by itself
         if outcome is not _SUCCESS or status >= _ERROR:

@@ -29,14 +29,14 @@ class Outcome(Enum):
     """What one attempt showed about its node.
 
     It is known when the head of an answer arrives, or none will. If the body then breaks off, the attempt is a
-    FAULT in the end, and whoever counts outcomes is told that as well.
+    FAULT in the end, and whoever counts outcomes is told that as well. Any answer resets failed connections.
 
     | outcome | what happened | another attempt | ejection | load | throttle |
     |---|---|---|---|---|---|
     | SUCCESS | the head of an answer arrived | no | resets | its latency | accepted |
     | ERROR | another status of 500 or above | if `Retry.statuses` says so | counts | failure | accepted |
     | GATEWAY | status 502, 503 or 504 | idempotent and replayable | counts | failure | refused |
-    | OVERLOAD | 429, or 503 with `Retry-After` | the same, not before `Retry-After` | resets | failure | refused |
+    | OVERLOAD | 429, or 503 with `Retry-After` | so too, after `Retry-After` | ignored | failure | refused |
     | CONNECT | no connection, nothing was sent | any method | counts | ignored | refused |
     | LEFT | the node left before anything was sent | any method, free of charge | ignored | ignored | ignored |
     | FAULT | sent, no answer in time, or half of one | idempotent and replayable | counts | failure | refused |
@@ -44,6 +44,9 @@ class Outcome(Enum):
     | BROKEN | an answer came that is no HTTP | no | counts | failure | accepted |
     | OURS | cancellation, a hedge's loser, a deadline spent elsewhere | no | ignored | ignored | ignored |
     """
+
+    # There is one object for each, and that of `Enum` is written in Python: each look into a set would show.
+    __hash__ = object.__hash__
 
     SUCCESS = "success"
     ERROR = "error"

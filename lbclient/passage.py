@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Awaitable, Callable
 
@@ -39,8 +38,6 @@ class Passage:
 
     def __call__(self, req: ClientRequest, handler: ClientHandlerType) -> Awaitable[ClientResponse]:
         """Called by aiohttp for each hop."""
-        if self.deadline is None and self.total:
-            self.deadline = time.monotonic() + self.total
         return self._pass_on(req, handler, self)
 
     @property

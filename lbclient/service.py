@@ -59,6 +59,7 @@ class Service:
         rng: where the pauses between attempts are drawn from.
         inquiries: the probes and health checks of its nodes.
         slots: the attempts under way, and the requests that wait.
+        watches: whether anybody wants to see the heads of answers.
     """
 
     def __init__(
@@ -107,9 +108,8 @@ class Service:
         self._policy_name = type(balancer.policy).__name__
         self._key: Key | None = getattr(balancer.policy, "key", None)
         self._session: Key | None = getattr(balancer.policy, "session", None)
-        # Whether anybody wants to see the heads of answers.
-        self._watches = hasattr(balancer.policy, "answered")
-        self._answered = self._watches or inquiries.drained_by is not None
+        self._tells = hasattr(balancer.policy, "answered")
+        self.watches = self._tells or inquiries.drained_by is not None
         parts: dict[str, Any] = {"throttle": self._meter, "budget": self.ledger, "hedges": self.hedging}
         self._tellers = {name: part.as_dict for name, part in parts.items() if hasattr(part, "as_dict")}
 
@@ -179,11 +179,13 @@ class Service:
             key = self._key(req)
         if key is not None and not isinstance(key, str):
             raise TypeError(f"key must be a string, or a function that returns one or None, not {key!r}")
-        call = Call(key, time.monotonic(), None if self._session is None else self._session(req))
-        if self._meter is not None and self._meter.refuses(call.now):
+        now = time.monotonic()
+        if passage.deadline is None and passage.total:
+            passage.deadline = now + passage.total
+        if self._meter is not None and self._meter.refuses(now):
             raise throttled(self.name, self._meter)
-        self.ledger.deposit(call.now)
-        return call
+        self.ledger.deposit(now)
+        return Call(key, now, None if self._session is None else self._session(req))
 
     def judge(self, result: ClientResponse | BaseException) -> tuple[Outcome, bool]:
         """What the end of an attempt shows about its node, and whether that is what the user's `classify` says."""
@@ -192,21 +194,24 @@ class Service:
         return classify(result) if isinstance(result, BaseException) else classify_answer(result), False
 
     def begin(self, call: Call) -> Attempt | None:
-        """Begin an attempt at a node that was not tried yet; None if something has to be waited for."""
+        """Begin an attempt at a node that was not tried yet; None if something has to be waited for.
+
+        `call.now` is the time; it is that of `enter` for a first attempt.
+        """
         slots = self.slots
         if slots.waiting or slots.in_flight >= slots.most or not self.balancer.nodes:
             return None
         return self._begin(call)
 
     def _begin(self, call: Call) -> Attempt | None:
-        call.now = time.monotonic()
         node = self.balancer.pick(call)
         if node is None:
             return None
         self.slots.in_flight += 1
-        return self._new_attempt(node, self._reason(node, call), self.slots.free)
+        return self._new_attempt(node, self._reason(node, call), self.slots.free, call.now)
 
     def _begin_waiting(self, call: Call) -> Attempt | None:
+        call.now = time.monotonic()
         attempt = self._begin(call) if self.balancer.nodes else None
         if attempt is None and (self.balancer.fails_fast or not self.balancer.nodes):
             raise self._no_endpoints(call)
@@ -222,6 +227,7 @@ class Service:
         """
         if not self.balancer.nodes and self.slots.closed is None:
             await self._first_snapshot(call)
+            call.now = time.monotonic()
             if (attempt := self.begin(call)) is not None:
                 return attempt
         return await self.slots.wait(call)
@@ -248,10 +254,8 @@ class Service:
 
     def answered(self, attempt: Attempt, response: ClientResponse, call: Call) -> None:
         """Show the head of an answer to those who want to see it."""
-        if not self._answered:
-            return
         self.inquiries.answered(attempt.node, response)
-        if self._watches and isinstance(attempt.node.group, Route):
+        if self._tells and isinstance(attempt.node.group, Route):
             policy: Any = attempt.node.group.policy
             call.now = attempt.started_at + attempt.elapsed
             policy.answered(attempt.node, response, call)

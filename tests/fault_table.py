@@ -167,7 +167,7 @@ _NO_ANSWER = ("ServerDisconnectedError", "ClientOSError")
 _TOO_LATE = ("SocketTimeoutError",)
 _TORN = ("ClientPayloadError",)
 _NO_HTTP = ("ClientResponseError",)
-_SOON = 0.25
+_SOON = 0.6
 
 
 def _unknown(fault: Fault, *, kept: bool = False) -> Kind:

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -174,6 +175,10 @@ class Prefer:
         order = self._addresses
         nodes = tuple(node for node in nodes if node not in call.excluded)
         return min(nodes, key=lambda node: order.index(node.address) if node.address in order else len(order))
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 5.0) -> None:

@@ -104,9 +104,10 @@ class View:
         """Note what the balancer has taken out since the last time."""
         nodes = self.nodes()
         for server in self.scenario.servers:
-            ejections = nodes.get(server.backend.address, {}).get("ejections", 0)
+            node = nodes.get(server.backend.address, {})
+            ejections = node.get("ejections", 0)
             if ejections > self._ejections.get(server.backend.name, 0):
-                self.journal.note(f"the client takes {server.backend.name} out: connecting to it fails")
+                self.journal.note(f"the client takes {server.backend.name} out: {node['ejected_because']}")
             self._ejections[server.backend.name] = ejections
 
     def progress(self) -> str:

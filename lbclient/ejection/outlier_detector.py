@@ -23,6 +23,8 @@ __all__ = ["OutlierDetector"]
 
 log = logging.getLogger(__name__)
 
+# Looked up for each request.
+_SUCCESS = Outcome.SUCCESS
 _SAY_NOTHING = frozenset({Outcome.OURS, Outcome.LEFT})
 # They are failures in a row. Of these all but ERROR, the server's own 500s, are Envoy's gateway failures.
 _IN_A_ROW = frozenset({Outcome.ERROR, Outcome.GATEWAY, Outcome.FAULT, Outcome.TIMEOUT, Outcome.BROKEN})
@@ -94,10 +96,10 @@ class OutlierDetector:
             # because nothing else was left: those may bring it back as well.
             is_later = attempt.started_at >= node.ejected_at
             return self._observe_ejected(node, attempt, outcome, now) if is_later else ()
-        if outcome in _SAY_NOTHING or attempt.started_at < node.returned_at:
+        if attempt.started_at < node.returned_at or outcome in _SAY_NOTHING:
             return ()
         tally = node.tally or node.begin_tally()
-        if outcome is Outcome.SUCCESS:
+        if outcome is _SUCCESS:
             node.connect_failures = 0
             tally.successes += 1
         elif outcome is Outcome.OVERLOAD:
@@ -110,7 +112,7 @@ class OutlierDetector:
             if not tally.listed:
                 self._list(node, tally, now)
         changed: Collection[Node] = ()
-        if outcome is not Outcome.SUCCESS:
+        if outcome is not _SUCCESS:
             changed = self._fail(node, tally, attempt, outcome, now)
         if now >= self._interval_until:
             return (*changed, *self._judge_interval(now))

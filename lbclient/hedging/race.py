@@ -124,7 +124,8 @@ class Hedging:
         service, call = exchange.service, exchange.call
         if self._closed or not self._has_choice(exchange):
             return None
-        if not service.ledger.withdraw(time.monotonic()):
+        call.now = time.monotonic()
+        if not service.ledger.withdraw(call.now):
             self.refused += 1
             return None
         tried = call.tried

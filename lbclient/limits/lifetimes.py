@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from aiohttp import ClientResponse
     from aiohttp.connector import Connection
 
-__all__ = ["Lifetimes", "attempts_within"]
+__all__ = ["Life", "Lifetimes", "attempts_within"]
 
 
-class _Life:
+class Life:
+    """Of one connection: the requests that are left to it, and the moment until which it may be used."""
+
     __slots__ = ("left", "until")
 
     def __init__(self, left: float, until: float) -> None:
@@ -43,49 +45,49 @@ class Lifetimes:
         self._requests = math.inf if limits.connection_requests is None else limits.connection_requests
         self._jitter = limits.jitter
         self._random = random
-        self._lives: WeakKeyDictionary[Any, _Life] = WeakKeyDictionary()
+        self._lives: WeakKeyDictionary[Any, Life] = WeakKeyDictionary()
 
-    def begin(self, protocol: Any, now: float) -> None:
+    def begin(self, protocol: Any, now: float) -> Life:
         """A request is sent on the connection, which was opened just now if it was not seen before."""
         life = self._lives.get(protocol)
         if life is None:
             left = self._requests * (1 - self._jitter * self._random())
             until = now + self._age * (1 - self._jitter * self._random())
-            life = self._lives[protocol] = _Life(max(1.0, left), until)
+            life = self._lives[protocol] = Life(max(1.0, left), until)
         life.left -= 1
         if life.left < 1 or now >= life.until:
             protocol.force_close()
+        return life
 
-    def end(self, protocol: Any, now: float) -> None:
-        """The request has ended; what comes next is that the connection is kept, or closed."""
-        life = self._lives.get(protocol)
-        if life is not None and now >= life.until:
-            protocol.force_close()
-
-    def attempt(self, node: Node, picked: str, on_land: Callable[[], None]) -> Attempt:
+    def attempt(self, node: Node, picked: str, on_land: Callable[[], None], started_at: float) -> Attempt:
         """Make an attempt that tells when it begins and ends to use a connection."""
-        return _TellingAttempt(node, picked, on_land, self)
+        return _TellingAttempt(node, picked, on_land, started_at, self)
 
 
 def attempts_within(limits: Limits, random: Callable[[], float]) -> Callable[..., Attempt]:
-    """What makes attempts (of node, reason and `on_land`) whose connections live as long as the limits allow."""
+    """What makes attempts (of node, reason, `on_land`, time) whose connections live as the limits allow."""
     immortal = limits.connection_age is None and limits.connection_requests is None
     return Attempt if immortal else Lifetimes(limits, random).attempt
 
 
 class _TellingAttempt(Attempt):
-    __slots__ = ("_lifetimes",)
+    __slots__ = ("_life", "_lifetimes")
 
-    def __init__(self, node: Node, picked: str, on_land: Callable[[], None], lifetimes: Lifetimes) -> None:
-        super().__init__(node, picked, on_land)
+    def __init__(
+        self, node: Node, picked: str, on_land: Callable[[], None], started_at: float, lifetimes: Lifetimes
+    ) -> None:
+        super().__init__(node, picked, on_land, started_at)
         self._lifetimes = lifetimes
+        self._life: Life | None = None
 
     def send(self, conn: Connection) -> Awaitable[ClientResponse]:
         sending = super().send(conn)
-        self._lifetimes.begin(conn.protocol, time.monotonic())
+        self._life = self._lifetimes.begin(conn.protocol, time.monotonic())
         return sending
 
     def land(self) -> None:
-        if self.conn is not None and self.conn.protocol is not None:
-            self._lifetimes.end(self.conn.protocol, time.monotonic())
+        conn, life = self.conn, self._life
+        # What comes next is that the connection is kept, or closed.
+        if conn is not None and life is not None and conn.protocol is not None and time.monotonic() >= life.until:
+            conn.protocol.force_close()
         super().land()

@@ -107,7 +107,7 @@ class Rig:
             # Neither what was learned of a server nor a budget may keep a request from what the rules say.
             ejection=Ejection(enforce=False),
             retry=Retry(backoff=0.001, backoff_cap=0.001, budget=Budget(per_second=1_000_000.0)),
-            timeout=aiohttp.ClientTimeout(total=10, sock_read=0.25 if "SocketTimeoutError" in kind.errors else 10),
+            timeout=aiohttp.ClientTimeout(total=10, sock_read=0.6 if "SocketTimeoutError" in kind.errors else 10),
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 from fault_rig import Fault, FaultServer, fault_servers
-from rig import Prefer, until
+from rig import Prefer, open_descriptors, until
 
 from discovery import Static
 from lbclient import BalancedSession
@@ -152,3 +152,14 @@ async def test_an_expected_refusal_comes_before_the_body(servers: list[FaultServ
     assert faulty.report.received < 2000
     assert healthy.trace("PUT").bodies == [DIGEST]
     assert healthy.trace("POST").heads == 0
+
+
+async def test_a_body_that_nobody_takes_is_not_kept(servers: list[FaultServer]) -> None:
+    """To close a connection is to send the rest first, for as long as a silent server lives."""
+    faulty = servers[0]
+    await faulty.play(FAULTS["unread"])
+    before = open_descriptors()
+    async with BalancedSession(Static([faulty.address]), attempt_timeout=0.3, retry=Retry(attempts=1)) as users:
+        with pytest.raises(aiohttp.SocketTimeoutError):
+            await users.post("/x", data=io.BytesIO(HUGE))
+        await until(lambda: open_descriptors() <= before, 1)

@@ -414,7 +414,7 @@ async def test_a_connection_of_requests_that_a_check_used_is_left_to_them() -> N
         before = server.connections
         service = session._balancing._services["service"]
         for _ in range(3):
-            await ask(service.balancer.nodes[server.address], check, service._side, 3600)
+            await ask(service.balancer.nodes[server.address], check, service.inquiries._side, 3600)
         await get(session)
         assert checks(server) == 4
         assert server.connections == before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 from rig import (
     Gate,
@@ -16,6 +15,7 @@ from rig import (
     local,
     node_of,
     ok,
+    open_descriptors,
     paths,
     stats_of,
     until,
@@ -25,10 +25,6 @@ from rig import (
 from discovery import Memory, Static
 from lbclient import BalancedSession, Ejection, Limits, RoundRobin
 from lbclient.sandbox import Backend
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def test_two_thousand_at_once_take_turns(nodes: list[Backend]) -> None:
