@@ -75,6 +75,9 @@ class Attempt:
         self.websocket: ref[Any] | None = None
         self.started_at = time.monotonic() if started_at is None else started_at
         node.in_flight += 1
+        if not node.unanswered:
+            node.silent_since = self.started_at
+        node.unanswered += 1
         node.group.in_flight += 1
         node.requests += 1
         if node.attempts is NO_ATTEMPTS:

@@ -191,6 +191,8 @@ class Balancer:
                 self._observe_body(attempt, outcome, waited, now)
             return
         attempt.observed = outcome
+        if outcome is not Outcome.OURS:
+            node.unanswered = 0
         if outcome is _SUCCESS:
             node.learn(waited, now, failed=False)
         elif outcome in FAILURES:

@@ -74,6 +74,8 @@ class Node:
         failing: share (0 to 1) of the attempts that failed of late, as of the last outcome; 0 is the usual case.
         learned_at, answered_at, failed_at: `time.monotonic()` seconds of the last change of the latency, of the
             last answer and of the last failure; -inf before.
+        unanswered: attempts begun since one of them ended by itself; silent_since: `time.monotonic()` seconds of
+            the first of those.
         group: the usable nodes that it is chosen from; `NOWHERE` while it is not usable.
         connect_failures: connection failures in a row.
         tally: what else is counted about its attempts; None before the first outcome.
@@ -114,7 +116,9 @@ class Node:
         "probe",
         "requests",
         "returned_at",
+        "silent_since",
         "tally",
+        "unanswered",
         "unreachable",
         "weight",
     )
@@ -129,6 +133,8 @@ class Node:
         self.latency: float | None = None
         self.learned_at = -inf
         self.answered_at = -inf
+        self.unanswered = 0
+        self.silent_since = inf
         self.failing = 0.0
         self.failed_at = -inf
         self.group = NOWHERE

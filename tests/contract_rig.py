@@ -151,9 +151,7 @@ class Client:
         return Counter(self.pick(*tried) for _ in range(times))
 
     def begin(self, node: Node) -> Attempt:
-        attempt = Attempt(node, "test", lambda: None)
-        attempt.started_at = self.now
-        return attempt
+        return Attempt(node, "test", lambda: None, self.now)
 
     def end(self, attempt: Attempt, outcome: Outcome, elapsed: float | None = None) -> None:
         attempt.land()

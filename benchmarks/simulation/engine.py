@@ -162,8 +162,7 @@ class _Simulation:
         call = Call(self._keys[number] if self._keys else None, now)
         node = balancer.pick(call)
         assert node is not None  # noqa: S101 - there are nodes, and no limits
-        attempt = Attempt(node, "", _nothing)
-        attempt.started_at = now
+        attempt = Attempt(node, "", _nothing, now)
         server = self._at_address[node.address]
         self._chosen[number] = server.number
         self._pairs[client * len(self._servers) + server.number] = 1

@@ -25,6 +25,9 @@ _PAUSE = 25.0
 # since what is under way may be a websocket that stays for days.
 _MOSTLY = 0.5
 _TRIAL = 50.0
+# A silent node is tried once more after 1 s, 2 s, 4 s, ... 32 s, and then every 32 s.
+_DOUBLINGS = 7
+_LONGEST = 32.0
 # More than any load.
 _AVOIDED = 1e18
 
@@ -55,8 +58,19 @@ def peak_ewma(node: Node, now: float) -> float:
         # Just being asked for the first time: not to be taken for a fast one.
         load = _PENALTY * node.in_flight
     else:
-        load = latency * exp((node.learned_at - now) / MEMORY) * (1.0 + node.in_flight / (node.weight or 1e-9))
+        latency *= exp((node.learned_at - now) / MEMORY)
+        if node.unanswered:
+            # What is waited for takes at least so long: a stopped server would look faster and faster.
+            silence = now - node.silent_since
+            if latency < silence < _patience(node.unanswered):
+                latency = silence
+        load = latency * (1.0 + node.in_flight / (node.weight or 1e-9))
     return _avert(load, node, now) if node.failing else load
+
+
+def _patience(unanswered: int) -> float:
+    """Seconds of silence after which a node is tried once more: one long request says little of others."""
+    return 2.0 ** (unanswered - 1) if unanswered < _DOUBLINGS else _LONGEST * (unanswered - _DOUBLINGS + 2)
 
 
 def avoided(node: Node, now: float) -> bool:

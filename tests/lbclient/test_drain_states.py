@@ -70,6 +70,9 @@ class Connection:
     def set_exception(self, error: Exception) -> None:
         assert ADDRESS in str(error)
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def abort(self) -> None:
         assert not self.cut
         self.cut = True

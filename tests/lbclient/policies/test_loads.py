@@ -12,9 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pick_rig import nodes
 
+from discovery import Static
 from lbclient import LeastRequest, PowerOfTwo, in_flight, least_request, peak_ewma
+from lbclient.attempt import Attempt
+from lbclient.balancer import Balancer
 from lbclient.call import Call
 from lbclient.node import Node
+from lbclient.outcome import Outcome
 from lbclient.policies import Load, Policy
 
 T0 = 1000.0
@@ -253,3 +257,74 @@ def test_one_failure_in_a_hundred_costs_a_server_little_of_its_share(name: str, 
     rng = random.Random(7)
     found = run(name, rate, 6000 / rate + 60, lambda _: rng.random() < 0.01)
     assert 0.07 < share(found) < 0.13
+
+
+class Balanced:
+    """A balancer with the default policy, in virtual time."""
+
+    def __init__(self, count: int) -> None:
+        self.now = T0
+        rng = random.Random(1)
+        self.balancer = Balancer("users", lambda: PowerOfTwo(load=peak_ewma, rng=rng))
+        self.balancer.update(Static([f"10.0.0.{n}:80" for n in range(count)]).endpoints, self.now)
+        self.nodes = list(self.balancer.nodes.values())
+
+    def begin(self) -> Attempt:
+        node = self.balancer.pick(Call(now=self.now))
+        assert node is not None
+        return Attempt(node, "", lambda: None, self.now)
+
+    def end(self, attempt: Attempt, outcome: Outcome = Outcome.SUCCESS) -> None:
+        attempt.sent_at = attempt.started_at
+        attempt.land()
+        self.balancer.observe(attempt, outcome, self.now)
+
+
+@pytest.mark.parametrize("pace", [0.02, 0.2])
+def test_a_silent_node_is_tried_now_and_then_only(pace: float) -> None:
+    """Its latency fades while nothing is heard, but the answer that is waited for takes at least that long."""
+    world = Balanced(3)
+    silent = world.nodes[0]
+    hanging: list[Attempt] = []
+    for _ in range(int(140 / pace)):
+        attempt = world.begin()
+        world.now += 0.015
+        if attempt.node is silent and world.now > T0 + 5:
+            hanging.append(attempt)
+        else:
+            world.end(attempt)
+        world.now += pace - 0.015
+    began = [attempt.started_at - hanging[0].started_at for attempt in hanging]
+    assert 5 <= len(began) <= 10
+    assert all(at >= trial for at, trial in zip(began, [0, 1, 2, 4, 8, 16, 32, 64, 96, 128], strict=False))
+
+
+def test_a_request_that_takes_long_keeps_others_away_for_a_second_at_most() -> None:
+    """Then another one is tried, and its answer says that the node works."""
+    world = Balanced(1)
+    node = world.nodes[0]
+    for _ in range(10):
+        quick = world.begin()
+        world.now += 0.02
+        world.end(quick)
+    world.begin()
+    world.now += 0.9
+    assert peak_ewma(node, world.now) == pytest.approx(2 * 0.9)
+    world.now += 0.1
+    assert peak_ewma(node, world.now) < 2 * 0.02
+    tried = world.begin()
+    assert peak_ewma(node, world.now) == pytest.approx(3 * 1.0)
+    world.now += 0.02
+    world.end(tried)
+    world.now += 60
+    assert peak_ewma(node, world.now) < 2 * 0.02
+
+
+@pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not Outcome.OURS])
+def test_what_ended_by_itself_is_no_silence(outcome: Outcome) -> None:
+    world = Balanced(1)
+    given_up, ended = world.begin(), world.begin()
+    world.end(given_up, Outcome.OURS)
+    assert world.nodes[0].unanswered == 2
+    world.end(ended, outcome)
+    assert world.nodes[0].unanswered == 0
