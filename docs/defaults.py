@@ -27,6 +27,12 @@ SOURCES = (
 ORIGIN = re.compile(rf"\(((?:[\w ]+ )?(?:{SOURCES})\b[^()]*)\)")
 # The same options as in BalancedSession, and what is no choice of a behaviour.
 NO_OPTIONS = {"BalancingMiddleware", "Endpoint", "Memory", "Outcome", "Snapshot"}
+# Options for which None stands for an object.
+OWN = {
+    ("BalancedSession", "retry"): lbclient.Retry(),
+    ("BalancedSession", "limits"): lbclient.Limits(),
+    ("BalancedSession", "ejection"): lbclient.Ejection(),
+}
 # Those for tests, and names.
 NOT_SHOWN = {"rng", "clock", "services", "name"}
 HEAD = """# Defaults
@@ -80,7 +86,7 @@ def defaults(cls: type) -> Iterator[tuple[str, Any]]:
         value = parameter.default
         if factories.get(name, dataclasses.MISSING) is not dataclasses.MISSING:
             value = factories[name]()
-        yield name, value
+        yield name, OWN.get((cls.__name__, name), value)
 
 
 def descriptions(cls: type) -> dict[str, str]:

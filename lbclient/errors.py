@@ -52,7 +52,7 @@ class Throttled(LBError):  # noqa: N818 - as above
 
 
 class SessionClosing(LBError):  # noqa: N818 - as above
-    """The session, or the balancer in it, is being closed or was closed: it makes no further attempts.
+    """The session, or the balancer in it, is being closed, or was: it makes no further attempts.
 
     A request that was under way has it only if it had no answer yet when the time to drain was over. It may have
     been sent by then: `attempts(error)` says so.

@@ -207,7 +207,7 @@ class Exchange:
         else:
             outcome = said or classify_answer(response)
             if outcome is not _SUCCESS:
-                attempt.error = f"status {status}"
+                attempt.error = f"status {status}" if said is None else f"status {status}, classified so"
         service.observe(attempt, outcome)
         if service.watches:
             service.answered(attempt, response, self.call)
@@ -272,7 +272,8 @@ class Exchange:
         return not made_up and time.monotonic() - sent_at >= _MOST_OF_IT * total
 
     def _final(self, error: BaseException) -> BaseException:
-        tell(error, self.tries, besides=self.attempt)
+        # What says nothing by itself, as the total deadline, has a note on its own attempt as well.
+        tell(error, self.tries, besides=self.attempt if str(error) else None)
         if self._retries is not None and self._retries.refusal:
             error.add_note(f"not tried again: {self._retries.refusal}")
         if repeated_by_aiohttp(error, self.req) and getattr(self.req.session, "_retry_connection", False):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import re
 import sys
 from collections.abc import Collection, Iterable
@@ -17,6 +19,7 @@ __all__ = [
     "finite",
     "function",
     "header_name",
+    "known_options",
     "load_function",
     "methods",
     "of_type",
@@ -69,6 +72,16 @@ def finite(option: str, value: float) -> None:
     """The same unless the number is one that a float can hold, and not infinite."""
     if not value <= sys.float_info.max:
         raise ValueError(f"{option} must be finite, not {value!r}")
+
+
+def known_options(owner: str, options: Collection[str], classes: Collection[type]) -> None:
+    """Raise a `TypeError` that names the first option that no class takes, and one that is meant perhaps."""
+    known = {name for cls in classes for name in inspect.signature(cls).parameters}
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{owner} has no option {option!r}{hint}")
 
 
 def url_path(option: str, value: str) -> None:

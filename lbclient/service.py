@@ -84,14 +84,14 @@ class Service:
             routing=settings.routing,
             slow_start=settings.slow_start,
         )
-        self.ledger = Ledger(settings.retry.budget)
+        self.ledger = Ledger(settings.retry.budget, name)
         self.hedging = None if settings.hedge is None else Hedging(settings.hedge, settings.retry)
         self.rng = rng = random.Random()
         limits = settings.limits
         reached = partial(limit_reached, name, limits, balancer)
         self.slots = Slots(limits, self._begin_waiting, self._give_back, reached, self._due_in)
         self._new_attempt = attempts_within(limits, rng.random)
-        self._meter = None if settings.throttle is None else Meter(settings.throttle, rng.random)
+        self._meter = None if settings.throttle is None else Meter(settings.throttle, rng.random, name)
         self._shared = isinstance(origin, Watcher)
         if isinstance(origin, Watcher):
             self.watcher = origin

@@ -17,7 +17,7 @@ from lbclient.errors import SessionClosing
 from lbclient.health import HealthCheck
 from lbclient.hedging import Hedge
 from lbclient.limits import Limits, Throttle
-from lbclient.options import above_zero, at_least
+from lbclient.options import above_zero, at_least, known_options
 from lbclient.outcome import Classifier
 from lbclient.passage import Passage
 from lbclient.policies import DEFAULT, PolicyOption
@@ -120,6 +120,9 @@ class BalancedSession:
         above_zero("connect_timeout", connect_timeout)
         if not isinstance(timeout, (ClientTimeout, int, float, NoneType)):
             raise TypeError(f"timeout must be a ClientTimeout, seconds or None, not {timeout!r}")
+        if isinstance(timeout, (int, float)):
+            at_least("timeout", timeout, 0)
+        known_options("BalancedSession", session_options, (BalancedSession, aiohttp.ClientSession))
         self._balancing = BalancingMiddleware(
             services,
             policy=policy,

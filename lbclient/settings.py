@@ -18,6 +18,12 @@ from lbclient.routing import Routing, SlowStart
 
 __all__ = ["PerService", "Settings", "for_each"]
 
+# How to write what is probably meant.
+_EXAMPLES = {
+    "retry": "Retry(attempts=1) for no retries",
+    "limits": "Limits(per_node=0) for no limit",
+    "ejection": "Ejection(enforce=False) to take out no node",
+}
 _Option = TypeVar("_Option")
 # An option for all services, or a mapping from the names of some of them; the others have the default.
 PerService: TypeAlias = _Option | Mapping[str, _Option]
@@ -49,7 +55,8 @@ class Settings:
         of_type("health_check", self.health_check, HealthCheck)
         for name, cls in (("retry", Retry), ("limits", Limits), ("ejection", Ejection)):
             if not isinstance(getattr(self, name), cls):
-                raise TypeError(f"{name} must be of type {cls.__name__}, not {getattr(self, name)!r}")
+                wrong = getattr(self, name)
+                raise TypeError(f"{name} must be of type {cls.__name__}, not {wrong!r}; see {_EXAMPLES[name]}")
         if self.attempt_timeout is not None:
             above_zero("attempt_timeout", self.attempt_timeout)
         if self.classify is not None:

@@ -68,6 +68,8 @@ class BalancingMiddleware:
     ) -> None:
         at_least("wait_for_endpoints", wait_for_endpoints, 0)
         at_least("drain_timeout", drain_timeout, 0)
+        if not isinstance(services, Mapping):
+            raise TypeError(f"services must be a mapping from names to sources, not {services!r}")
         if not services:
             raise ValueError("at least one service is needed")
         new_policies = policy_factories(policy, services)

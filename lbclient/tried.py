@@ -20,7 +20,8 @@ _ERROR = 400
 def attempts(result: ClientResponse | BaseException) -> tuple[Attempt, ...]:
     """What was tried for a response, redirects included, or for an exception, in order.
 
-    That includes the exceptions of `raise_for_status`. Empty for a request that did not go to a service.
+    That includes the exceptions of `raise_for_status`. Empty for a request that did not go to a service, and for
+    what reading a body raises: its response has them.
     """
     # TooManyRedirects has a history as well.
     earlier = getattr(result, "history", ())
@@ -50,6 +51,6 @@ def tell(error: BaseException, tries: list[Attempt], besides: Attempt | None = N
 
 def in_words(error: BaseException, url: URL) -> str:
     """What failed, for logs: some of aiohttp's messages have the URL, and its query may hold a secret."""
-    words = f"{type(error).__name__}: {error}"
+    words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     query = url.raw_query_string
     return words.replace(f"?{query}", "") if query else words

@@ -275,6 +275,7 @@ def _summary(tally: Tally, seconds: float, options: Options) -> None:
     )
     click.secho(f"\n{said}", fg="red" if tally.failed else "green")
     if tally.milliseconds:
-        click.echo(f"p50 {result['p50_ms']:.1f} ms, p99 {result['p99_ms']:.1f} ms")
+        which = ", of those that did not fail" if tally.failed else ""
+        click.echo(f"p50 {result['p50_ms']:.1f} ms, p99 {result['p99_ms']:.1f} ms{which}")
     for error in tally.errors:
         click.echo(error, err=True)

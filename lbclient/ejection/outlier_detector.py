@@ -66,6 +66,8 @@ class OutlierDetector:
         self._has_statistics = options.success_rate_deviations is not None or options.failure_rate is not None
         self._nodes: Mapping[str, Node] = {}
         self._ejected = 0
+        # It is not said with each failure that more nodes should be out than may be.
+        self._quiet_until = -math.inf
         # Nodes with attempts in this interval, and its end: an interval begins with its first attempt.
         self._listed: list[Node] = []
         self._interval_until = math.inf
@@ -222,6 +224,12 @@ class OutlierDetector:
             self._note_only(finding, now)
             return ()
         if was_in and reason is not Reason.CONNECT_FAILURES and not self._can_spare(node):
+            if now >= self._quiet_until:
+                self._quiet_until = now + self._options.base
+                why = "no more nodes may be out, or it is the last one"
+                log.warning(
+                    "%s: %s stays in although it fails, since %s: %s", self._name, node.address, why, because
+                )
             return ()
         if was_in:
             healthy = max(0.0, now - node.returned_at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from lbclient.options import above_zero, at_least, finite
 from lbclient.outcome import Outcome
 
 __all__ = ["Meter", "Throttle"]
+
+log = logging.getLogger(__name__)
 
 # The window moves on in steps of this part of it.
 _STEPS = 60
@@ -33,14 +36,15 @@ class Throttle:
 
     Attributes:
         k: how many times the accepted requests may be sent; 1 or more (SRE book: 2).
-        window: seconds (SRE book: 2 min).
+        window: seconds (go-zero: 10 s; SRE book: 2 min). After an outage it takes about three windows until
+            nothing is refused any more.
 
     Raises:
         ValueError: at construction, for a wrong value.
     """
 
     k: float = 2.0
-    window: float = 120.0
+    window: float = 10.0
 
     def __post_init__(self) -> None:
         at_least("k", self.k, 1)
@@ -55,6 +59,7 @@ class Meter:
     Args:
         throttle: the options.
         random: draws a number from 0 to 1, such as `random.Random().random`.
+        name: the service's, for the log: one line when refusing begins, and begins anew after a quiet window.
 
     Attributes:
         requests: attempts that came to their end within the window, and requests refused within it.
@@ -66,9 +71,11 @@ class Meter:
         "_accepts_at",
         "_accepts_before",
         "_k",
+        "_name",
         "_next_at",
         "_pace",
         "_passed_at",
+        "_quiet_until",
         "_random",
         "_requests_at",
         "_requests_before",
@@ -79,7 +86,9 @@ class Meter:
         "throttle",
     )
 
-    def __init__(self, throttle: Throttle, random: Callable[[], float]) -> None:
+    def __init__(self, throttle: Throttle, random: Callable[[], float], name: str = "") -> None:
+        self._name = name
+        self._quiet_until = -math.inf
         self.throttle = throttle
         self.requests = 0
         self.accepts = 0
@@ -113,6 +122,9 @@ class Meter:
             return False
         self.requests += 1
         self.refused += 1
+        if now >= self._quiet_until:
+            log.warning("%s: requests are refused here, %.0f %% of them", self._name, 100 * self.probability)
+        self._quiet_until = now + self.throttle.window
         return True
 
     def observe(self, outcome: Outcome, now: float) -> None:

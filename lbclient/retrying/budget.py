@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from dataclasses import dataclass
 
 from lbclient.options import above_zero, at_least, finite
 
 __all__ = ["Budget", "Ledger"]
+
+log = logging.getLogger(__name__)
 
 # The window is cut into so many pieces.
 _SLOTS = 10
@@ -50,6 +54,7 @@ class Ledger:
 
     Args:
         budget: the limit.
+        name: the service's, for the log.
 
     Attributes:
         withdrawn: retries and hedges that the budget was charged with, ever.
@@ -61,6 +66,8 @@ class Ledger:
     __slots__ = (
         "_closed",
         "_fresh",
+        "_name",
+        "_quiet_until",
         "_reserve",
         "_share",
         "_slot",
@@ -73,7 +80,9 @@ class Ledger:
         "withdrawn",
     )
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, name: str = "") -> None:
+        self._name = name
+        self._quiet_until = -math.inf
         self._share = budget.share
         self._reserve = budget.per_second * budget.window
         self._width = budget.window / _SLOTS
@@ -102,6 +111,10 @@ class Ledger:
         requests = sum(self._closed) + self._fresh
         if sum(self._spent) + 1 > self._share * requests + self._reserve + _ROUNDING:
             self.refused += 1
+            if now >= self._quiet_until:
+                # Once for each window: in an outage it is used up all the time.
+                self._quiet_until = now + self._width * _SLOTS
+                log.warning("%s: the retry budget is used up: %d retries and hedges", self._name, sum(self._spent))
             return False
         self._spent[0] += 1
         self.withdrawn += 1
