@@ -129,19 +129,22 @@ class Hedging:
             return None
         tried = call.tried
         call.tried = (*tried, exchange.attempt.node)
+        hedge = None
         try:
             hedge = service.begin(call)
         except LBError:
             # A limit at which a request fails; this one is under way already.
-            return None
+            pass
         finally:
             call.tried = tried
-        if hedge is None:
-            return None
-        if hedge.node is exchange.attempt.node or hedge.node in tried:
+        if hedge is not None and (hedge.node is exchange.attempt.node or hedge.node in tried):
             # Only a policy that picks what is excluded gets here.
             hedge.land()
             service.observe(hedge, Outcome.OURS)
+            hedge = None
+        if hedge is None:
+            # Without room there is no hedge, and what was not sent costs nothing.
+            service.ledger.refund()
             return None
         self.sent += 1
         hedge.picked = f"hedge after {round(delay * 1000, 1):g} ms, {hedge.picked}"
