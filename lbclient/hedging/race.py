@@ -180,26 +180,30 @@ class Hedging:
             others = [other for other in racing if other is not entrant]
             if not others and entrant is first:
                 return entrant
-            outcome, said = exchange.service.judge(entrant.response or entrant.error)
-            useful = self._is_useful(exchange, entrant.response, outcome, said=said)
+            useless = self._useless(exchange, entrant)
             racing.remove(entrant)
-            if others and not useful:
+            if others and useless is not None:
                 exchange.attempt = others[0].attempt
-                self._fail(exchange, entrant, outcome)
+                self._fail(exchange, entrant, useless)
                 continue
-            self.won += useful and entrant is not first
+            self.won += useless is None and entrant is not first
             exchange.attempt = entrant.attempt
             for loser in others:
                 self._see_off(exchange, loser)
             return entrant
 
-    def _is_useful(
-        self, exchange: Raced, response: ClientResponse | None, outcome: Outcome, *, said: bool
-    ) -> bool:
+    def _useless(self, exchange: Raced, entrant: Entrant) -> Outcome | None:
+        """What a result shows that does not decide while the other attempt may succeed; None if it decides."""
+        response = entrant.response
+        try:
+            outcome, said = exchange.service.judge(response or entrant.error)
+        except Exception:  # noqa: BLE001 - a function of the user's: the exchange asks it again, and ends with that
+            return None
         if response is None:
-            return False
+            return outcome
         repeats = self._retry.repeats_answer
-        return outcome is Outcome.SUCCESS or not repeats(outcome, response.status, exchange.req, said=said)
+        useful = outcome is Outcome.SUCCESS or not repeats(outcome, response.status, exchange.req, said=said)
+        return None if useful else outcome
 
     def _fail(self, exchange: Raced, entrant: Entrant, outcome: Outcome) -> None:
         """Record a failure that does not decide, since the other attempt may still succeed."""

@@ -426,3 +426,26 @@ async def test_a_service_has_hedges_of_its_own() -> None:
                 assert len(attempts(response)) == 2
             async with session.get("http://b/x") as response:
                 assert len(attempts(response)) == 1
+
+
+async def test_a_judgement_that_fails_is_raised_and_leaks_nothing() -> None:
+    """It is not asked about its own error, and the other attempt is not to blame."""
+
+    def half(result: Any) -> Outcome | None:
+        if isinstance(result, Exception):
+            return Outcome.FAULT
+        raise ZeroDivisionError("oops")
+
+    options: dict[str, Any] = {"classify": half, "hedge": Hedge(after=0.01, linger=0), "timeout": 2}
+    async with local(hang) as slow, local() as fast:
+        async with preferring(slow.address, fast.address, **options) as session:
+            observed = Observed(session)
+            with pytest.raises(ZeroDivisionError, match="oops") as caught:
+                await session.get("/x")
+            await no_losers(session)
+            assert [a.outcome for a in attempts(caught.value)] == [Outcome.OURS, Outcome.SUCCESS]
+            assert sorted(observed.outcomes) == sorted(
+                [(slow.address, Outcome.OURS), (fast.address, Outcome.SUCCESS)]
+            )
+            assert in_flight(session) == 0
+        assert (len(slow.seen), len(fast.seen)) == (1, 1)
