@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from aiohttp import BytesPayload, ClientRequest, ClientResponse
+from yarl import URL
 
 from lbclient.attempt import Attempt
 from lbclient.errors import LBError
@@ -237,12 +238,12 @@ class Hedging:
         attempt.outcome = Outcome.OURS
         attempt.error = _LOST
         attempt.elapsed = time.monotonic() - attempt.started_at
-        task = asyncio.create_task(self._linger(exchange.service, loser))
+        task = asyncio.create_task(self._linger(exchange.service, loser, exchange.url))
         # No `finally` in the coroutine: a task that is cancelled before its first step has none.
         task.add_done_callback(lambda _: self._part(exchange.service, loser))
         self._own(task)
 
-    async def _linger(self, service: RacedService, loser: Entrant) -> None:
+    async def _linger(self, service: RacedService, loser: Entrant, url: URL) -> None:
         """Let a loser answer, so that its latency is known, and its connection is free again."""
         attempt = loser.attempt
         try:
@@ -255,8 +256,9 @@ class Hedging:
                 if (response.content_length or 0) <= _LARGEST and response.content.exception() is None:
                     # aiohttp itself frees the connection when the whole body is there, read or not.
                     await response.content.wait_eof()
-        except Exception:
-            log.debug("the loser of a race failed: %s", attempt, exc_info=True)
+        except Exception as error:  # noqa: BLE001 - it is nobody's any more
+            # Not `exc_info`: the URL's query may hold a secret.
+            log.debug("the loser of a race failed: %s: %s", attempt, in_words(error, url))
 
     def _part(self, service: RacedService, loser: Entrant) -> None:
         """The end of a loser: nothing of it is left, and it is no blame for its server."""
