@@ -15,7 +15,8 @@ from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 from lbclient.attempt import Attempt
 from lbclient.errors import AttemptsFailed
 from lbclient.outcome import Outcome, asked, classify, classify_answer
-from lbclient.passage import Passage
+from lbclient.passage import Passage, timer
+from lbclient.refusals import no_endpoints
 from lbclient.retrying import Retries, retry_after
 from lbclient.service import Service
 from lbclient.tried import attempts, in_words, keep, tell
@@ -139,10 +140,20 @@ class Exchange:
 
     async def _wait(self) -> Attempt:
         try:
-            return await self.service.wait_and_begin(self.call)
+            with timer(self.req):
+                return await self.service.wait_and_begin(self.call)
         except BaseException as error:
+            if isinstance(error, TimeoutError):
+                error.add_note(self._awaited())
             tell(error, self.tries)
             raise
+
+    def _awaited(self) -> str:
+        service, call = self.service, self.call
+        if service.balancer.nodes:
+            return f"service {service.name!r}: waited for a slot; {service.slots.in_flight} attempts are in flight"
+        wait = round(time.monotonic() - call.now, 1)
+        return str(no_endpoints(service.name, service.watcher, service.balancer, tried=len(call.tried), wait=wait))
 
     async def _timed(self, attempt: Attempt, req: ClientRequest) -> ClientResponse:
         limit = self.service.settings.attempt_timeout

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 
-__all__ = ["Passage"]
+__all__ = ["Passage", "timer"]
 
 _PassOn = Callable[[ClientRequest, ClientHandlerType, "Passage"], Awaitable[ClientResponse]]
 
@@ -49,3 +51,12 @@ class Passage:
         if self._idempotency_key is None:
             self._idempotency_key = str(uuid.uuid4())
         return self._idempotency_key
+
+
+def timer(req: ClientRequest) -> AbstractContextManager[Any]:
+    """Have the deadline of the whole request end what is awaited in it with a `TimeoutError`.
+
+    Without it that is a cancellation, of which aiohttp makes another exception later.
+    """
+    found: AbstractContextManager[Any] | None = getattr(req, "_timer", None)
+    return nullcontext() if found is None else found

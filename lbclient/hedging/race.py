@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -19,6 +18,7 @@ from lbclient.hedging.hedge import Hedge
 from lbclient.hedging.latencies import Latencies
 from lbclient.hedging.raced import Raced, RacedService
 from lbclient.outcome import Outcome, classify_answer
+from lbclient.passage import timer
 from lbclient.retrying import Retry, may_be_repeated
 from lbclient.tried import in_words
 
@@ -84,7 +84,7 @@ class Hedging:
         racing = [Entrant(first, exchange.req, partial(self._send, exchange, self._latencies))]
         try:
             # As without a race: who waits for the answer has the deadline of the whole request.
-            with _timer(exchange.req):
+            with timer(exchange.req):
                 await asyncio.wait((racing[0].task,), timeout=delay)
                 if not racing[0].task.done() and (hedge := self._begin(exchange, delay)) is not None:
                     racing.append(Entrant(hedge, exchange.req, partial(self._send, exchange, None)))
@@ -275,8 +275,3 @@ class Hedging:
         if not task.done():
             self._losers.add(task)
             task.add_done_callback(self._losers.discard)
-
-
-def _timer(req: ClientRequest) -> AbstractContextManager[Any]:
-    timer: AbstractContextManager[Any] | None = getattr(req, "_timer", None)
-    return nullcontext() if timer is None else timer
