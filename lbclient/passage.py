@@ -29,7 +29,7 @@ class Passage:
         begun: whether a hop of it was sent to a service.
     """
 
-    __slots__ = ("_idempotency_key", "_pass_on", "begun", "deadline", "key", "total")
+    __slots__ = ("__weakref__", "_idempotency_key", "_pass_on", "begun", "deadline", "key", "total")
 
     def __init__(self, pass_on: _PassOn, key: str | None = None, total: float | None = None) -> None:
         self._pass_on = pass_on
