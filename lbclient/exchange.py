@@ -15,7 +15,8 @@ from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 from lbclient.attempt import Attempt
 from lbclient.errors import AttemptsFailed
 from lbclient.outcome import Outcome, asked, classify, classify_answer
-from lbclient.passage import Passage
+from lbclient.passage import Passage, timer
+from lbclient.refusals import no_endpoints
 from lbclient.retrying import Retries, retry_after
 from lbclient.service import Service
 from lbclient.tried import attempts, in_words, keep, tell
@@ -70,7 +71,7 @@ class Exchange:
         req: ClientRequest,
         handler: ClientHandlerType,
         passage: Passage,
-        on_end: Callable[[], None],
+        on_end: Callable[[Passage, ClientResponse | None], None],
     ) -> None:
         self.service = service
         self.call = service.enter(req, passage)
@@ -90,6 +91,7 @@ class Exchange:
     async def run(self) -> ClientResponse:
         """Try until there is an answer to return, or an error to raise."""
         service, call = self.service, self.call
+        answer: ClientResponse | None = None
         hedging = service.hedging
         hedging = None if hedging is None or not hedging.suits(self.req) else hedging
         try:
@@ -115,6 +117,7 @@ class Exchange:
                         self.attempt.land()
                         raise
                     if pause is None:
+                        answer = response
                         return response
                 service.ledger.retries += 1
                 await settle(self.req)
@@ -122,7 +125,7 @@ class Exchange:
                     await sleep(pause)
                 call.now = time.monotonic()
         finally:
-            self._on_end()
+            self._on_end(self.passage, answer)
             self._restore()
 
     def _restore(self) -> None:
@@ -160,10 +163,20 @@ class Exchange:
 
     async def _wait(self) -> Attempt:
         try:
-            return await self.service.wait_and_begin(self.call)
+            with timer(self.req):
+                return await self.service.wait_and_begin(self.call)
         except BaseException as error:
+            if isinstance(error, TimeoutError):
+                error.add_note(self._awaited())
             tell(error, self.tries)
             raise
+
+    def _awaited(self) -> str:
+        service, call = self.service, self.call
+        if service.balancer.nodes:
+            return f"service {service.name!r}: waited for a slot; {service.slots.in_flight} attempts are in flight"
+        wait = round(time.monotonic() - call.now, 1)
+        return str(no_endpoints(service.name, service.watcher, service.balancer, tried=len(call.tried), wait=wait))
 
     async def _timed(self, attempt: Attempt, req: ClientRequest) -> ClientResponse:
         limit = self.service.settings.attempt_timeout

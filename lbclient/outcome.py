@@ -96,7 +96,9 @@ def asked(classifier: Classifier | None, result: ClientResponse | BaseException)
     try:
         said: object = classifier(result)
     except Exception as error:
-        what = repr(result) if isinstance(result, Exception) else f"an answer with status {result.status}"
+        # Not its words: some of aiohttp's exceptions have the whole request in theirs, with all of its headers.
+        name = type(result).__name__
+        what = f"a {name}" if isinstance(result, Exception) else f"an answer with status {result.status}"
         error.add_note(f"raised by classify, which was asked about {what}")
         raise
     if said is None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 
-__all__ = ["Passage"]
+__all__ = ["Passage", "timer"]
 
 _PassOn = Callable[[ClientRequest, ClientHandlerType, "Passage"], Awaitable[ClientResponse]]
 
@@ -26,7 +28,7 @@ class Passage:
         begun: whether a hop of it was sent to a service.
     """
 
-    __slots__ = ("_idempotency_key", "_pass_on", "begun", "deadline", "key", "total")
+    __slots__ = ("__weakref__", "_idempotency_key", "_pass_on", "begun", "deadline", "key", "total")
 
     def __init__(self, pass_on: _PassOn, key: str | None = None, total: float | None = None) -> None:
         self._pass_on = pass_on
@@ -46,3 +48,12 @@ class Passage:
         if self._idempotency_key is None:
             self._idempotency_key = str(uuid.uuid4())
         return self._idempotency_key
+
+
+def timer(req: ClientRequest) -> AbstractContextManager[Any]:
+    """Have the deadline of the whole request end what is awaited in it with a `TimeoutError`.
+
+    Without it that is a cancellation, of which aiohttp makes another exception later.
+    """
+    found: AbstractContextManager[Any] | None = getattr(req, "_timer", None)
+    return nullcontext() if found is None else found

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
+from weakref import WeakSet
 
 import aiohttp
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
@@ -32,6 +33,9 @@ from lbclient.settings import PerService, for_each
 
 __all__ = ["BalancingMiddleware"]
 
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+# Seconds after which to look again whether a request that was redirected has ended: nothing else tells.
+_LOOK_AGAIN = 0.02
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
@@ -96,6 +100,8 @@ class BalancingMiddleware:
         self._closing = False
         # Hops that have no answer yet; and what tells the end of one, or of a body, while the session is closed.
         self._passing = 0
+        # Requests whose last answer was a redirect: until they end there may be another hop.
+        self._redirected: WeakSet[Passage] = WeakSet()
         self._ended: asyncio.Event | None = None
         self._services: dict[str, Service] = {}
         for name, origin in services.items():
@@ -167,9 +173,14 @@ class BalancingMiddleware:
             service.slots.on_free = self._ended.set
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self._passing or any(service.slots.in_flight for service in self._services.values()):
-                    self._ended.clear()
-                    await self._ended.wait()
+                while True:
+                    if self._passing or any(service.slots.in_flight for service in self._services.values()):
+                        self._ended.clear()
+                        await self._ended.wait()
+                    elif self._redirected:
+                        await asyncio.sleep(_LOOK_AGAIN)
+                    else:
+                        return
 
     def _cut(self, why: str, *, politely: bool) -> None:
         """Begin no attempt any more, and end those there are."""
@@ -230,6 +241,8 @@ class BalancingMiddleware:
         self, req: ClientRequest, handler: ClientHandlerType, passage: Passage
     ) -> Awaitable[ClientResponse]:
         """Send one hop of a request where it belongs. No coroutine: there is one layer of those less."""
+        if passage.begun:
+            self._redirected.discard(passage)
         url = req.url
         service = self._services.get(url.raw_host or "")
         if service is None or url.port != _DEFAULT_PORTS.get(url.scheme):
@@ -244,8 +257,11 @@ class BalancingMiddleware:
         self._passing += 1
         return exchange.run()
 
-    def _passed(self) -> None:
+    def _passed(self, passage: Passage, response: ClientResponse | None) -> None:
+        """A hop has ended, with this answer if any."""
         self._passing -= 1
+        if response is not None and response.status in _REDIRECTS:
+            self._redirected.add(passage)
         if self._ended is not None:
             self._ended.set()
 

@@ -139,7 +139,7 @@ MODULES = {
     "lbclient.tried": "attempt",
     "lbclient.health.checker": "health.asking health.health_check health.state health.target node side_requests",
     "lbclient.hedging.race": (
-        "attempt errors hedging.entrant hedging.hedge hedging.latencies hedging.raced outcome retrying tried"
+        "attempt hedging.entrant hedging.hedge hedging.latencies hedging.raced outcome passage retrying tried"
     ),
     "lbclient.policies.hashing": "call node options policies.bounded_load policies.keys",
     "lbclient.policies.least_request": "call node options policies.loads policies.smooth policies.turns",
@@ -185,7 +185,7 @@ MODULES = {
         "attempt balancer call errors hedging inquiries limits.lifetimes limits.slots limits.throttle "
         "node outcome passage policies refusals retrying route settings discovery"
     ),
-    "lbclient.exchange": "attempt errors outcome passage retrying service tried",
+    "lbclient.exchange": "attempt errors outcome passage refusals retrying service tried",
     "lbclient.transport": (
         "drain ejection errors exchange health hedging limits options outcome passage policies retrying "
         "routing service settings discovery"

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 from aiohttp import BytesPayload, ClientRequest, ClientResponse
+from yarl import URL
 
 from lbclient.attempt import Attempt
-from lbclient.errors import LBError
 from lbclient.hedging.entrant import Entrant
 from lbclient.hedging.hedge import Hedge
 from lbclient.hedging.latencies import Latencies
 from lbclient.hedging.raced import Raced, RacedService
 from lbclient.outcome import Outcome, classify_answer
+from lbclient.passage import timer
 from lbclient.retrying import Retry, may_be_repeated
 from lbclient.tried import in_words
 
@@ -83,7 +83,7 @@ class Hedging:
         racing = [Entrant(first, exchange.req, partial(self._send, exchange, self._latencies))]
         try:
             # As without a race: who waits for the answer has the deadline of the whole request.
-            with _timer(exchange.req):
+            with timer(exchange.req):
                 await asyncio.wait((racing[0].task,), timeout=delay)
                 if not racing[0].task.done() and (hedge := self._begin(exchange, delay)) is not None:
                     racing.append(Entrant(hedge, exchange.req, partial(self._send, exchange, None)))
@@ -130,19 +130,22 @@ class Hedging:
             return None
         tried = call.tried
         call.tried = (*tried, exchange.attempt.node)
+        hedge = None
         try:
             hedge = service.begin(call)
-        except LBError:
-            # A limit at which a request fails; this one is under way already.
-            return None
+        except Exception:
+            # Whatever a policy or a limit raises: the request is under way already.
+            log.debug("%s: no hedge", exchange.attempt.node.address, exc_info=True)
         finally:
             call.tried = tried
-        if hedge is None:
-            return None
-        if hedge.node is exchange.attempt.node or hedge.node in tried:
+        if hedge is not None and (hedge.node is exchange.attempt.node or hedge.node in tried):
             # Only a policy that picks what is excluded gets here.
             hedge.land()
             service.observe(hedge, Outcome.OURS)
+            hedge = None
+        if hedge is None:
+            # Without room there is no hedge, and what was not sent costs nothing.
+            service.ledger.refund()
             return None
         self.sent += 1
         hedge.picked = f"hedge after {round(delay * 1000, 1):g} ms, {hedge.picked}"
@@ -178,26 +181,30 @@ class Hedging:
             others = [other for other in racing if other is not entrant]
             if not others and entrant is first:
                 return entrant
-            outcome, said = exchange.service.judge(entrant.response or entrant.error)
-            useful = self._is_useful(exchange, entrant.response, outcome, said=said)
+            useless = self._useless(exchange, entrant)
             racing.remove(entrant)
-            if others and not useful:
+            if others and useless is not None:
                 exchange.attempt = others[0].attempt
-                self._fail(exchange, entrant, outcome)
+                self._fail(exchange, entrant, useless)
                 continue
-            self.won += useful and entrant is not first
+            self.won += useless is None and entrant is not first
             exchange.attempt = entrant.attempt
             for loser in others:
                 self._see_off(exchange, loser)
             return entrant
 
-    def _is_useful(
-        self, exchange: Raced, response: ClientResponse | None, outcome: Outcome, *, said: bool
-    ) -> bool:
+    def _useless(self, exchange: Raced, entrant: Entrant) -> Outcome | None:
+        """What a result shows that does not decide while the other attempt may succeed; None if it decides."""
+        response = entrant.response
+        try:
+            outcome, said = exchange.service.judge(response or entrant.error)
+        except Exception:  # noqa: BLE001 - a function of the user's: the exchange asks it again, and ends with that
+            return None
         if response is None:
-            return False
+            return outcome
         repeats = self._retry.repeats_answer
-        return outcome is Outcome.SUCCESS or not repeats(outcome, response.status, exchange.req, said=said)
+        useful = outcome is Outcome.SUCCESS or not repeats(outcome, response.status, exchange.req, said=said)
+        return None if useful else outcome
 
     def _fail(self, exchange: Raced, entrant: Entrant, outcome: Outcome) -> None:
         """Record a failure that does not decide, since the other attempt may still succeed."""
@@ -231,12 +238,12 @@ class Hedging:
         attempt.outcome = Outcome.OURS
         attempt.error = _LOST
         attempt.elapsed = time.monotonic() - attempt.started_at
-        task = asyncio.create_task(self._linger(exchange.service, loser))
+        task = asyncio.create_task(self._linger(exchange.service, loser, exchange.url))
         # No `finally` in the coroutine: a task that is cancelled before its first step has none.
         task.add_done_callback(lambda _: self._part(exchange.service, loser))
         self._own(task)
 
-    async def _linger(self, service: RacedService, loser: Entrant) -> None:
+    async def _linger(self, service: RacedService, loser: Entrant, url: URL) -> None:
         """Let a loser answer, so that its latency is known, and its connection is free again."""
         attempt = loser.attempt
         try:
@@ -249,8 +256,9 @@ class Hedging:
                 if (response.content_length or 0) <= _LARGEST and response.content.exception() is None:
                     # aiohttp itself frees the connection when the whole body is there, read or not.
                     await response.content.wait_eof()
-        except Exception:
-            log.debug("the loser of a race failed: %s", attempt, exc_info=True)
+        except Exception as error:  # noqa: BLE001 - it is nobody's any more
+            # Not `exc_info`: the URL's query may hold a secret.
+            log.debug("the loser of a race failed: %s: %s", attempt, in_words(error, url))
 
     def _part(self, service: RacedService, loser: Entrant) -> None:
         """The end of a loser: nothing of it is left, and it is no blame for its server."""
@@ -267,8 +275,3 @@ class Hedging:
         if not task.done():
             self._losers.add(task)
             task.add_done_callback(self._losers.discard)
-
-
-def _timer(req: ClientRequest) -> AbstractContextManager[Any]:
-    timer: AbstractContextManager[Any] | None = getattr(req, "_timer", None)
-    return nullcontext() if timer is None else timer

@@ -32,7 +32,8 @@ class Throttle:
 
     A request is refused with probability max(0, (requests - k * accepts) / (requests + 1)) over the last `window`
     seconds, and never if none was let through for a second. Requests are attempts whose outcome is known, and
-    those refused here; `Outcome` says which were accepted, and which count as neither.
+    those refused here; `Outcome` says which were accepted, and which count as neither. What an answer's head shows
+    holds, whatever becomes of its body.
 
     Attributes:
         k: how many times the accepted requests may be sent; 1 or more (SRE book: 2).

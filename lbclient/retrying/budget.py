@@ -120,6 +120,11 @@ class Ledger:
         self.withdrawn += 1
         return True
 
+    def refund(self) -> None:
+        """What was allowed just now, at the same moment, is not made after all."""
+        self._spent[0] -= 1
+        self.withdrawn -= 1
+
     def _turn(self, now: float) -> None:
         """Begin the slot that this moment is in."""
         slot = int(now / self._width)

@@ -33,7 +33,7 @@ class Retry:
     sent once more: bytes, text, JSON, forms, and files that can be rewound, but no generators.
 
     Attributes:
-        attempts: of one request (each redirect hop counts anew), the first included, hedges not; 1 for no retries.
+        attempts: of one request (each redirect hop counts anew), the first and hedges included; 1 for no retries.
         methods: that are idempotent (RFC 9110).
         statuses: 400 to 599, of answers after which idempotent requests are tried again.
         exceptions: after which idempotent requests are tried again although they may have been processed.

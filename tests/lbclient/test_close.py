@@ -104,6 +104,44 @@ async def test_a_body_is_read_to_its_end() -> None:
         await asyncio.wait_for(closing, 2)
 
 
+async def test_a_redirect_is_followed_though_something_comes_between_its_hops() -> None:
+    redirected, go_on = asyncio.Event(), asyncio.Event()
+
+    async def between(req: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        if req.url.path == "/b":
+            redirected.set()
+            await go_on.wait()
+        return await handler(req)
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        there = request.path == "/b"
+        return web.Response(text="ok") if there else web.Response(status=307, headers={"Location": "/b"})
+
+    async with (
+        local(answer) as server,
+        BalancedSession(Static([server.address]), middlewares=[between]) as session,
+    ):
+        request = asyncio.ensure_future(session.get("/a")._coro)
+        await redirected.wait()
+        closing = begin(session, LONG)
+        await asyncio.sleep(0.05)
+        go_on.set()
+        response = await request
+        assert await response.text() == "ok"
+        await asyncio.wait_for(closing, 2)
+
+
+async def test_a_redirect_that_nobody_follows_is_not_waited_for() -> None:
+    async def answer(_: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(status=307, headers={"Location": "/b"})
+
+    async with local(answer) as server, BalancedSession(Static([server.address])) as session:
+        async with session.get("/a", allow_redirects=False) as response:
+            await response.read()
+        await asyncio.wait_for(session.close(LONG), 1)
+        assert response.status == 307
+
+
 async def test_those_who_wait_for_a_slot_get_theirs() -> None:
     gate = Gate()
     async with local(gate) as server, crowd(Static([server.address]), limits=Limits(per_node=1)) as requests:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from hedging_rig import Observed, Script, Status, balancer_of, counts, hedging_of, no_losers, preferring
-from rig import Gate, Prefer, black_hole, drop, expire_ejection, hang, in_flight, local, node_of, ok, until
+from rig import Gate, Prefer, black_hole, drop, expire_ejection, hang, in_flight, local, node_of, ok, until, wire
 
 from discovery import Memory
 from lbclient import BalancedSession, Hedge, Outcome, attempts
@@ -342,3 +342,22 @@ async def test_a_probe_that_loses_and_is_cut_lets_the_next_one_begin() -> None:
             assert attempts(response)[0].endpoint.address == slow.address
         await no_losers(session)
         assert node_of(session, slow.address)["state"] == "ready"
+
+
+async def test_what_is_logged_of_its_failure_has_no_secrets(caplog: pytest.LogCaptureFixture) -> None:
+    answer = asyncio.Event()
+
+    async def garbage(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await answer.wait()
+        writer.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+        await writer.drain()
+
+    caplog.set_level("DEBUG", "lbclient")
+    async with wire(garbage) as slow, local() as fast, preferring(slow, fast.address) as session:
+        async with session.get("/path?token=hush", headers={"Authorization": "Bearer hush"}) as response:
+            assert response.status == 200
+        answer.set()
+        await no_losers(session)
+    assert "ClientResponseError" in caplog.text
+    assert "hush" not in caplog.text

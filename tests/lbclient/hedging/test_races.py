@@ -226,6 +226,23 @@ async def test_a_hedge_does_not_wait_for_room() -> None:
         assert (len(first.seen), len(second.seen)) == (1, 1)
 
 
+@pytest.mark.parametrize("limits", [Limits(per_node=1), Limits(per_service=2)], ids=["node", "service"])
+async def test_a_hedge_for_which_there_is_no_room_costs_nothing(limits: Limits) -> None:
+    """Else slow requests under a limit that is reached would use up what retries need."""
+    gate = Gate()
+    retry = Retry(budget=Budget(share=0.0, per_second=0.1, window=10.0), backoff=0.001)
+    async with local(gate) as first, local(gate) as second:
+        nodes = first.address, second.address
+        async with preferring(*nodes, limits=limits, retry=retry, hedge=Hedge(after=0.02)) as session:
+            tasks = [asyncio.ensure_future(session.get(path)._coro) for path in ("/a", "/b")]
+            await until(lambda: len(first.seen) + len(second.seen) == 2)
+            await asyncio.sleep(0.05)
+            assert session.describe()["services"]["service"]["budget"]["withdrawn"] == 0
+            gate.let(2)
+            for task in tasks:
+                assert len(attempts(await task)) == 1
+
+
 async def test_a_hedge_needs_the_budget() -> None:
     gate = Gate()
     budget = Budget(share=0.0, per_second=0.0, window=10.0)
@@ -252,6 +269,7 @@ async def test_a_policy_that_insists_gets_no_second_attempt_at_the_same_node() -
             async with session.get("/x") as response:
                 assert len(attempts(response)) == 1
             assert in_flight(session) == 0
+            assert session.describe()["services"]["service"]["budget"]["withdrawn"] == 0
         assert (len(slow.seen), len(fast.seen)) == (1, 0)
 
 
@@ -408,3 +426,26 @@ async def test_a_service_has_hedges_of_its_own() -> None:
                 assert len(attempts(response)) == 2
             async with session.get("http://b/x") as response:
                 assert len(attempts(response)) == 1
+
+
+async def test_a_judgement_that_fails_is_raised_and_leaks_nothing() -> None:
+    """It is not asked about its own error, and the other attempt is not to blame."""
+
+    def half(result: Any) -> Outcome | None:
+        if isinstance(result, Exception):
+            return Outcome.FAULT
+        raise ZeroDivisionError("oops")
+
+    options: dict[str, Any] = {"classify": half, "hedge": Hedge(after=0.01, linger=0), "timeout": 2}
+    async with local(hang) as slow, local() as fast:
+        async with preferring(slow.address, fast.address, **options) as session:
+            observed = Observed(session)
+            with pytest.raises(ZeroDivisionError, match="oops") as caught:
+                await session.get("/x")
+            await no_losers(session)
+            assert [a.outcome for a in attempts(caught.value)] == [Outcome.OURS, Outcome.SUCCESS]
+            assert sorted(observed.outcomes) == sorted(
+                [(slow.address, Outcome.OURS), (fast.address, Outcome.SUCCESS)]
+            )
+            assert in_flight(session) == 0
+        assert (len(slow.seen), len(fast.seen)) == (1, 1)

@@ -6,6 +6,7 @@ import asyncio
 import re
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 from rig import Gate, Prefer, crowd, drop, hang, in_flight, local, node_of, ok, paths, until, waiting
@@ -164,3 +165,22 @@ async def test_cancelled_requests_throttle_nothing() -> None:
             requests.tasks[-1].cancel()
             await asyncio.wait(requests.tasks[-1:])
         assert state(requests.session)["throttle"]["requests"] == 0
+
+
+async def test_a_body_that_breaks_off_counts_once_as_accepted() -> None:
+    async def half(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "10"})
+        await response.prepare(request)
+        await response.write(b"half")
+        return await drop(request)
+
+    async with (
+        local(half) as server,
+        BalancedSession(Static([server.address]), throttle=Throttle(window=1000)) as session,
+    ):
+        for _ in range(3):
+            async with session.get("/") as response:
+                with pytest.raises(aiohttp.ClientPayloadError):
+                    await response.read()
+        told = state(session)["throttle"]
+        assert (told["requests"], told["accepts"]) == (3, 3)

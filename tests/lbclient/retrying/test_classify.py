@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from typing import Any
 
@@ -9,7 +10,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.client_reqrep import ConnectionKey
-from rig import Prefer, drop, hang, in_flight, local, node_of, ok
+from rig import Prefer, drop, hang, in_flight, local, node_of, ok, wire
 
 from discovery import Static
 from lbclient import BalancedSession, NoEndpoints, Outcome, Retry, attempts
@@ -206,3 +207,15 @@ async def test_a_judgement_that_fails_closes_a_connection_with_a_body_on_it() ->
         assert in_flight(session) == 0
         assert session.client_session.connector is not None
         assert not session.client_session.connector._acquired
+
+
+async def test_a_judgement_that_fails_tells_no_secrets_of_the_request() -> None:
+    async def garbage(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+
+    async with wire(garbage) as address, BalancedSession(Static([address]), classify=bug) as session:
+        with pytest.raises(BugError) as caught:
+            await session.get("/x?token=hush", headers={"Authorization": "Bearer hush"})
+        assert "ClientResponseError" in caught.value.__notes__[0]
+        assert "hush" not in "".join(caught.value.__notes__)

@@ -11,9 +11,24 @@ from itertools import pairwise
 import aiohttp
 import pytest
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, web
-from rig import Answer, Crowd, Local, Prefer, drop, hang, in_flight, local, node_of, ok, until, wire
+from rig import (
+    Answer,
+    Crowd,
+    Local,
+    Prefer,
+    crowd,
+    drop,
+    hang,
+    in_flight,
+    local,
+    node_of,
+    ok,
+    until,
+    waiting,
+    wire,
+)
 
-from discovery import Static
+from discovery import Memory, Static
 from lbclient import BalancedSession, BalancingMiddleware, Limits, Outcome, Retry, attempts
 
 HEADER = "X-Deadline-Ms"
@@ -235,3 +250,36 @@ async def test_an_attempts_own_deadline_is_a_fault_and_the_others_still_have_tim
             assert outcomes(response) == [Outcome.FAULT, Outcome.FAULT, Outcome.SUCCESS]
             assert told(one)[0] - 50 >= told(two)[0] >= told(three)[0] + 50
             await until(lambda: in_flight(session) == 0)
+
+
+async def test_a_deadline_that_passes_in_the_queue_tells_of_the_attempts_and_the_queue() -> None:
+    async def overloaded(_: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(status=503)
+
+    async with (
+        local(overloaded) as bad,
+        local(hang) as full,
+        crowd(
+            Static([bad.address, full.address]),
+            policy=Prefer(full.address, bad.address),
+            limits=Limits(per_node=1),
+        ) as requests,
+    ):
+        await requests.start("/holds")
+        with pytest.raises(TimeoutError) as caught:
+            await requests.session.get("/x", timeout=0.2)
+        assert [attempt.endpoint.address for attempt in attempts(caught.value)] == [bad.address]
+        slot, first = caught.value.__notes__
+        assert slot == "service 'service': waited for a slot; 1 attempts are in flight"
+        assert "status 503" in first
+        assert waiting(requests.session) == 0
+
+
+async def test_a_deadline_that_passes_before_anything_is_known_tells_of_discovery() -> None:
+    registry = Memory()
+    registry.fail()
+    async with BalancedSession(registry, name="users") as session:
+        with pytest.raises(TimeoutError) as caught:
+            await session.get("/x", timeout=0.1)
+    assert "service 'users' has no endpoint after waiting 0.1 s" in caught.value.__notes__[0]
+    assert "discovery (" in caught.value.__notes__[0]
