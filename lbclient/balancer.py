@@ -83,8 +83,8 @@ class Balancer:
         return self._routing.panic == "fail" and not self.routes
 
     def due_in(self, now: float) -> float | None:
-        """Seconds until a node may be due, for requests that wait because none is usable; None if they do not."""
-        if self.routes or math.isinf(self._probes.next_at):
+        """Seconds until a node may be due, for requests that wait for one; None if none will be."""
+        if math.isinf(self._probes.next_at):
             return None
         return max(_SOONEST, self._probes.next_at - now)
 
@@ -257,7 +257,7 @@ class Balancer:
 
     def _regroup(self, now: float, *, reweighted: bool = False) -> None:
         self._routes.regroup(self.nodes.values(), reweighted=reweighted)
-        self._detector.settle(self.nodes, now)
+        self._detector.settle(self.nodes, now, halted=not self.routes)
 
     def as_dict(self, now: float) -> dict[str, Any]:
         """The live state as plain data."""

@@ -30,6 +30,8 @@ _IN_A_ROW = frozenset({Outcome.ERROR, Outcome.GATEWAY, Outcome.FAULT, Outcome.TI
 _WORKS = frozenset({Outcome.SUCCESS, Outcome.OVERLOAD})
 # Seconds after which a node is due again while no node is usable: the first server that is back is soon found.
 _OUTAGE = 1.0
+# A node has probes that show nothing for one part in so many of the time, or more where they take long.
+_PAUSE = 100.0
 
 
 class OutlierDetector:
@@ -47,11 +49,11 @@ class OutlierDetector:
     Attributes:
         probes: which ejected nodes are due.
         restored: how often a node came back.
-        outage: whether no node is usable; ejected ones are due soon then.
+        outage: whether no node is usable, or none is used; ejected ones are due soon then.
     """
 
     def __init__(self, name: str, options: Ejection, routing: Routing, rng: random.Random) -> None:
-        self.probes = Probes()
+        self.probes = Probes(patience=options.base)
         self.restored = 0
         self.outage = False
         self._name = name
@@ -70,11 +72,12 @@ class OutlierDetector:
         self._ejections: Counter[Reason] = Counter()
         self._would_have: Counter[Reason] = Counter()
 
-    def settle(self, nodes: Mapping[str, Node], now: float) -> None:
-        """Take in who is there, and in what state, after any change."""
+    def settle(self, nodes: Mapping[str, Node], now: float, *, halted: bool) -> None:
+        """Take in who is there, in what state, and whether a panic keeps all requests back, after any change."""
         self._nodes = nodes
         ejected = [node for node in nodes.values() if node.ejected_at is not None]
-        outage = bool(nodes) and not any(not node.out and node.weight > 0 for node in nodes.values())
+        halted = halted or not any(not node.out and node.weight > 0 for node in nodes.values())
+        outage = bool(nodes) and halted
         if outage is not self.outage:
             self.outage = outage
             for node in ejected:
@@ -153,6 +156,10 @@ class OutlierDetector:
         if outcome in _SAY_NOTHING:
             if is_probe:
                 node.probe = None
+                # Where callers give up, a silent node would have one request after the other.
+                longest = _OUTAGE if self.outage else min(self._options.interval, self._options.base)
+                pause = min(longest, _PAUSE * (now - attempt.started_at))
+                node.ejected_until = max(node.ejected_until or now, now + pause)
                 self.probes.add(node)
             return ()
         if outcome in (ANSWERS if node.unreachable else _WORKS):
