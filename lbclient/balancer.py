@@ -64,6 +64,8 @@ class Balancer:
         ejection = ejection or Ejection()
         self._detector = OutlierDetector(name, ejection, self._routing, rng)
         self._probes = self._detector.probes
+        # The latency of a node that nobody can connect to fades, so that it would be preferred to all others.
+        self._keeps_unreachable = not (ejection.enforce and ejection.connect_failures)
         self._limit = limit_per_node or math.inf
         self._warm_up = WarmUp(rng)
         self._slow_start = slow_start
@@ -192,8 +194,8 @@ class Balancer:
         if outcome not in (Outcome.OURS, Outcome.LEFT):
             failed = outcome in FAILURES
             node.failures += failed
-            if outcome is not Outcome.CONNECT:
-                # Those are the ejection's business: after three in a row it knows, if they are not kept from it.
+            if outcome is not Outcome.CONNECT or self._keeps_unreachable:
+                # Those are the ejection's business, as long as it acts on them: after three in a row it knows.
                 node.learn(waited, now, failed=failed)
         elif outcome is Outcome.OURS:
             node.learn_at_least(waited, now)
@@ -266,8 +268,13 @@ class Balancer:
             "usable": sum(len(route.nodes) for route in self.routes),
             "portions": [route.as_dict() for route in self.routes],
             "counts": self._detector.as_dict(),
-            "nodes": [node.as_dict(now) for node in self.nodes.values()],
+            "nodes": [self._node_as_dict(node, now) for node in self.nodes.values()],
         }
+
+    def _node_as_dict(self, node: Node, now: float) -> dict[str, Any]:
+        """As the node says, and why it gets no requests or few: None for the portion of those not chosen among."""
+        portion = node.group.name if isinstance(node.group, Route) else None
+        return {**node.as_dict(now), "portion": portion, "slow_start": self._warm_up.factor(node, now)}
 
 
 def _is_open(node: Node) -> bool:
