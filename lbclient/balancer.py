@@ -258,7 +258,7 @@ class Balancer:
         self._regroup(now)
 
     def _regroup(self, now: float, *, reweighted: bool = False) -> None:
-        self._routes.regroup(self.nodes.values(), reweighted=reweighted)
+        self._routes.regroup(self.nodes.values(), now, reweighted=reweighted)
         self._detector.settle(self.nodes, now, halted=not self.routes)
 
     def as_dict(self, now: float) -> dict[str, Any]:

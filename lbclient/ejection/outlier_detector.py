@@ -16,7 +16,7 @@ from lbclient.ejection.probes import Probes
 from lbclient.ejection.statistics import outliers
 from lbclient.node import Node
 from lbclient.outcome import ANSWERS, Outcome
-from lbclient.routing import Routing
+from lbclient.routing import Lines, Routing
 from lbclient.tally import Tally
 
 __all__ = ["OutlierDetector"]
@@ -30,6 +30,8 @@ _IN_A_ROW = frozenset({Outcome.ERROR, Outcome.GATEWAY, Outcome.FAULT, Outcome.TI
 _WORKS = frozenset({Outcome.SUCCESS, Outcome.OVERLOAD})
 # Seconds after which a node is due again while no node is usable: the first server that is back is soon found.
 _OUTAGE = 1.0
+# Lines in the log in a minute.
+_LINES = 100
 # A node has probes that show nothing for one part in so many of the time, or more where they take long.
 _PAUSE = 100.0
 
@@ -56,7 +58,7 @@ class OutlierDetector:
         self.probes = Probes(patience=options.base)
         self.restored = 0
         self.outage = False
-        self._name = name
+        self._say = Lines(log, name, _LINES).say
         self._options = options
         self._routing = routing
         self._random = rng.random
@@ -140,7 +142,7 @@ class OutlierDetector:
         if node.tally is not None:
             node.tally.forget()
         self.restored += 1
-        log.info("%s: %s is back in service, %.0f s after it last failed", self._name, node.address, out_for)
+        self._say(now, logging.INFO, "%s is back in service, %.0f s after it last failed", node.address, out_for)
         return (node,)
 
     def as_dict(self) -> dict[str, Any]:
@@ -243,8 +245,10 @@ class OutlierDetector:
         self.probes.add(node)
         self._ejections[reason] += 1
         # In an outage each node is probed once a second.
-        level = logging.DEBUG if self.outage and not was_in else logging.WARNING
-        log.log(level, "%s: %s is ejected for %.0f s: %s", self._name, node.address, seconds, because)
+        if self.outage and not was_in:
+            log.debug("%s: the probe of an outage failed: %s", node.address, because)
+        else:
+            self._say(now, logging.WARNING, "%s is ejected for %.0f s: %s", node.address, seconds, because)
         return (node,) if was_in else ()
 
     def _note_only(self, finding: Finding, now: float) -> None:
@@ -253,7 +257,7 @@ class OutlierDetector:
             return
         node.tally.quiet_until = now + self._options.base
         self._would_have[reason] += 1
-        log.warning("%s: %s would have been ejected: %s", self._name, node.address, because)
+        self._say(now, logging.WARNING, "%s would have been ejected: %s", node.address, because)
 
     def _can_spare(self, node: Node) -> bool:
         # The small addition keeps floats from turning 29 into 28.
