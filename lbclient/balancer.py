@@ -66,6 +66,8 @@ class Balancer:
         ejection = ejection or Ejection()
         self._detector = OutlierDetector(name, ejection, self._routing, rng)
         self._probes = self._detector.probes
+        # The latency of a node that nobody can connect to fades, so that it would be preferred to all others.
+        self._keeps_unreachable = not (ejection.enforce and ejection.connect_failures)
         self._limit = limit_per_node or math.inf
         self._warm_up = WarmUp(rng)
         self._slow_start = slow_start
@@ -85,8 +87,8 @@ class Balancer:
         return self._routing.panic == "fail" and not self.routes
 
     def due_in(self, now: float) -> float | None:
-        """Seconds until a node may be due, for requests that wait because none is usable; None if they do not."""
-        if self.routes or math.isinf(self._probes.next_at):
+        """Seconds until a node may be due, for requests that wait for one; None if none will be."""
+        if math.isinf(self._probes.next_at):
             return None
         return max(_SOONEST, self._probes.next_at - now)
 
@@ -197,8 +199,8 @@ class Balancer:
             node.learn(waited, now, failed=False)
         elif outcome in FAILURES:
             node.failures += 1
-            if outcome is not Outcome.CONNECT:
-                # Those are the ejection's business: after three in a row it knows, if they are not kept from it.
+            if outcome is not Outcome.CONNECT or self._keeps_unreachable:
+                # Those are the ejection's business, as long as it acts on them: after three in a row it knows.
                 node.learn(waited, now, failed=True)
         elif outcome is Outcome.OURS:
             node.learn_at_least(waited, now)
@@ -261,8 +263,8 @@ class Balancer:
         self._regroup(now)
 
     def _regroup(self, now: float, *, reweighted: bool = False) -> None:
-        self._routes.regroup(self.nodes.values(), reweighted=reweighted)
-        self._detector.settle(self.nodes, now)
+        self._routes.regroup(self.nodes.values(), now, reweighted=reweighted)
+        self._detector.settle(self.nodes, now, halted=not self.routes)
 
     def as_dict(self, now: float) -> dict[str, Any]:
         """The live state as plain data."""
@@ -271,8 +273,13 @@ class Balancer:
             "usable": sum(len(route.nodes) for route in self.routes),
             "portions": [route.as_dict() for route in self.routes],
             "counts": self._detector.as_dict(),
-            "nodes": [node.as_dict(now) for node in self.nodes.values()],
+            "nodes": [self._node_as_dict(node, now) for node in self.nodes.values()],
         }
+
+    def _node_as_dict(self, node: Node, now: float) -> dict[str, Any]:
+        """As the node says, and why it gets no requests or few: None for the portion of those not chosen among."""
+        portion = node.group.name if isinstance(node.group, Route) else None
+        return {**node.as_dict(now), "portion": portion, "slow_start": self._warm_up.factor(node, now)}
 
 
 def _is_open(node: Node) -> bool:

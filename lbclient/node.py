@@ -297,6 +297,7 @@ class Node:
             "requests": self.requests,
             "failures": self.failures,
             "latency": self.latency,
+            "failing": self.failing,
             "connect_failures": self.connect_failures,
             "failures_in_row": 0 if self.tally is None else self.tally.row,
             "ejections": self.ejections,

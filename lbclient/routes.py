@@ -60,14 +60,14 @@ class Routes:
         point = self._draw() if call.key is None else hashed(call.key, _SEED) / 2**64
         return self.all[min(bisect(self._bounds, point), len(self.all) - 1)]
 
-    def regroup(self, nodes: Collection[Node], *, reweighted: bool) -> None:
+    def regroup(self, nodes: Collection[Node], now: float, *, reweighted: bool) -> None:
         """Make the routes anew after nodes came, went, were taken out or let back in."""
         portions = self._routing.split(nodes)
         known = {} if reweighted else {route.name: route for route in self.all}
         for node in nodes:
             node.group = NOWHERE
         self.all = tuple(self._route(portion, known.get(portion.name)) for portion in portions)
-        self._announcer.note(portions, len(nodes))
+        self._announcer.note(portions, len(nodes), now)
         shares = [portion.share for portion in portions]
         self._bounds = list(accumulate(shares))
         self.only = self.all[0] if len(shares) == 1 or (shares and shares[0] >= 1) else None

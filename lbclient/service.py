@@ -288,7 +288,8 @@ class Service:
     def as_dict(self) -> dict[str, Any]:
         """The live state as plain data."""
         snapshot = self.watcher.snapshot.as_dict()
-        del snapshot["endpoints"]
+        # Those that `Routing` leaves out have no node.
+        snapshot["known"] = len(snapshot.pop("endpoints"))
         balancer = self.balancer.as_dict(time.monotonic())
         state = {
             "source": repr(self.watcher.source),

@@ -90,6 +90,7 @@ MODULES = {
     "lbclient.policies.keys": "",
     "lbclient.retrying.pushback": "",
     "lbclient.retrying.replay": "",
+    "lbclient.routing.lines": "",
     "lbclient.routing.slow_start": "",
     "lbclient.routing.subset": "discovery",
     "lbclient.routing.where": "discovery",
@@ -134,7 +135,7 @@ MODULES = {
     "lbclient.policies.probe_pool": "node policies.loads",
     "lbclient.policies.sampling": "call node options policies.drawing policies.loads",
     "lbclient.policies.smooth": "node policies.turns",
-    "lbclient.routing.announcer": "routing.portion",
+    "lbclient.routing.announcer": "routing.lines routing.portion",
     "lbclient.routing.zones": "node routing.portion",
     "lbclient.tried": "attempt",
     "lbclient.health.checker": "health.asking health.health_check health.state health.target node side_requests",
@@ -155,7 +156,8 @@ MODULES = {
     "lbclient.policies.maglev": "policies.hashing policies.keys policies.table",
     "lbclient.policies.ring_hash": "policies.hashing policies.keys policies.ring",
     "lbclient.routing": (
-        "routing.announcer routing.portion routing.routing routing.slow_start routing.subset routing.warm_up"
+        "routing.announcer routing.lines routing.portion routing.routing routing.slow_start "
+        "routing.subset routing.warm_up"
     ),
     "lbclient.ejection.ejection": "options routing",
     "lbclient.policies.names": (

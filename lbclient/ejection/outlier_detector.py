@@ -16,7 +16,7 @@ from lbclient.ejection.probes import Probes
 from lbclient.ejection.statistics import outliers
 from lbclient.node import Node
 from lbclient.outcome import ANSWERS, Outcome
-from lbclient.routing import Routing
+from lbclient.routing import Lines, Routing
 from lbclient.tally import Tally
 
 __all__ = ["OutlierDetector"]
@@ -32,6 +32,10 @@ _IN_A_ROW = frozenset({Outcome.ERROR, Outcome.GATEWAY, Outcome.FAULT, Outcome.TI
 _WORKS = frozenset({Outcome.SUCCESS, Outcome.OVERLOAD})
 # Seconds after which a node is due again while no node is usable: the first server that is back is soon found.
 _OUTAGE = 1.0
+# Lines in the log in a minute.
+_LINES = 100
+# A node has probes that show nothing for one part in so many of the time, or more where they take long.
+_PAUSE = 100.0
 
 
 class OutlierDetector:
@@ -49,14 +53,14 @@ class OutlierDetector:
     Attributes:
         probes: which ejected nodes are due.
         restored: how often a node came back.
-        outage: whether no node is usable; ejected ones are due soon then.
+        outage: whether no node is usable, or none is used; ejected ones are due soon then.
     """
 
     def __init__(self, name: str, options: Ejection, routing: Routing, rng: random.Random) -> None:
-        self.probes = Probes()
+        self.probes = Probes(patience=options.base)
         self.restored = 0
         self.outage = False
-        self._name = name
+        self._say = Lines(log, name, _LINES).say
         self._options = options
         self._routing = routing
         self._random = rng.random
@@ -74,11 +78,12 @@ class OutlierDetector:
         self._ejections: Counter[Reason] = Counter()
         self._would_have: Counter[Reason] = Counter()
 
-    def settle(self, nodes: Mapping[str, Node], now: float) -> None:
-        """Take in who is there, and in what state, after any change."""
+    def settle(self, nodes: Mapping[str, Node], now: float, *, halted: bool) -> None:
+        """Take in who is there, in what state, and whether a panic keeps all requests back, after any change."""
         self._nodes = nodes
         ejected = [node for node in nodes.values() if node.ejected_at is not None]
-        outage = bool(nodes) and not any(not node.out and node.weight > 0 for node in nodes.values())
+        halted = halted or not any(not node.out and node.weight > 0 for node in nodes.values())
+        outage = bool(nodes) and halted
         if outage is not self.outage:
             self.outage = outage
             for node in ejected:
@@ -141,7 +146,7 @@ class OutlierDetector:
         if node.tally is not None:
             node.tally.forget()
         self.restored += 1
-        log.info("%s: %s is back in service, %.0f s after it last failed", self._name, node.address, out_for)
+        self._say(now, logging.INFO, "%s is back in service, %.0f s after it last failed", node.address, out_for)
         return (node,)
 
     def as_dict(self) -> dict[str, Any]:
@@ -157,6 +162,10 @@ class OutlierDetector:
         if outcome in _SAY_NOTHING:
             if is_probe:
                 node.probe = None
+                # Where callers give up, a silent node would have one request after the other.
+                longest = _OUTAGE if self.outage else min(self._options.interval, self._options.base)
+                pause = min(longest, _PAUSE * (now - attempt.started_at))
+                node.ejected_until = max(node.ejected_until or now, now + pause)
                 self.probes.add(node)
             return ()
         if outcome in (ANSWERS if node.unreachable else _WORKS):
@@ -246,8 +255,10 @@ class OutlierDetector:
         self.probes.add(node)
         self._ejections[reason] += 1
         # In an outage each node is probed once a second.
-        level = logging.DEBUG if self.outage and not was_in else logging.WARNING
-        log.log(level, "%s: %s is ejected for %.0f s: %s", self._name, node.address, seconds, because)
+        if self.outage and not was_in:
+            log.debug("%s: the probe of an outage failed: %s", node.address, because)
+        else:
+            self._say(now, logging.WARNING, "%s is ejected for %.0f s: %s", node.address, seconds, because)
         return (node,) if was_in else ()
 
     def _note_only(self, finding: Finding, now: float) -> None:
@@ -256,7 +267,7 @@ class OutlierDetector:
             return
         node.tally.quiet_until = now + self._options.base
         self._would_have[reason] += 1
-        log.warning("%s: %s would have been ejected: %s", self._name, node.address, because)
+        self._say(now, logging.WARNING, "%s would have been ejected: %s", node.address, because)
 
     def _can_spare(self, node: Node) -> bool:
         # The small addition keeps floats from turning 29 into 28.

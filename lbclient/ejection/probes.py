@@ -16,29 +16,34 @@ __all__ = ["Probes"]
 class Probes:
     """The ejected nodes by the time at which they are due.
 
+    Args:
+        patience: seconds after which a probe that is still under way keeps no other one from being sent.
+
     Attributes:
         next_at: `time.monotonic()` seconds before which no node is due: one comparison per pick.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float) -> None:
         self.next_at = math.inf
+        self._patience = patience
         self._numbers = count()
         # What is out of date in it is dropped when its time has come.
         self._heap: list[tuple[float, int, Node]] = []
+        # Of each node the entry that counts.
+        self._entries: dict[Node, float] = {}
 
     def rebuild(self, nodes: Iterable[Node]) -> None:
         """Take these, all that are ejected, in place of the ones before."""
-        self._heap = [
-            (node.ejected_until or 0.0, next(self._numbers), node) for node in nodes if _may_be_due(node)
-        ]
+        due = ((node, self._due_at(node)) for node in nodes)
+        self._entries = {node: at for node, at in due if at is not None}
+        self._heap = [(at, next(self._numbers), node) for node, at in self._entries.items()]
         heapify(self._heap)
         self._note()
 
     def add(self, node: Node) -> None:
         """A node is ejected, or its probe showed nothing."""
-        if _may_be_due(node):
-            heappush(self._heap, (node.ejected_until or 0.0, next(self._numbers), node))
-            self._note()
+        self._push(node)
+        self._note()
 
     def take(self, call: Call, limit: float) -> Node | None:
         """A node that is due, was not tried, and has fewer attempts under way than the limit.
@@ -49,8 +54,12 @@ class Probes:
         found = None
         while found is None and heap and heap[0][0] <= call.now:
             until, _, node = heap[0]
-            if node.ejected_until != until or not _may_be_due(node):
+            if self._entries.get(node) != until:
                 heappop(heap)
+            elif self._due_at(node) != until:
+                # Its probe has begun.
+                heappop(heap)
+                self._push(node)
             elif node in call.tried or node.in_flight >= limit:
                 passed.append(heappop(heap))
             else:
@@ -61,11 +70,21 @@ class Probes:
         self._note()
         return found
 
+    def _push(self, node: Node) -> None:
+        at = self._due_at(node)
+        if at is None:
+            self._entries.pop(node, None)
+        elif at != self._entries.get(node):
+            self._entries[node] = at
+            heappush(self._heap, (at, next(self._numbers), node))
+
+    def _due_at(self, node: Node) -> float | None:
+        # Weight 0 means no new traffic, and a probe is a request like any other. Who is unhealthy would fail it.
+        willing = node.weight > 0 and node.healthy and not node.leaving and not node.left
+        if not willing or node.ejected_at is None:
+            return None
+        # A request without a deadline may wait for ever for a server that is gone, and the node with it.
+        return node.ejected_until if node.probe is None else float(node.probe.started_at + self._patience)
+
     def _note(self) -> None:
         self.next_at = self._heap[0][0] if self._heap else math.inf
-
-
-def _may_be_due(node: Node) -> bool:
-    # Weight 0 means no new traffic, and a probe is a request like any other. Who is unhealthy would fail it.
-    willing = node.weight > 0 and node.healthy and not node.leaving and not node.left
-    return willing and node.ejected_at is not None and node.probe is None

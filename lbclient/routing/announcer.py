@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from lbclient.routing.lines import Lines
 from lbclient.routing.portion import Portion
 
 __all__ = ["Announcer"]
 
 log = logging.getLogger(__name__)
+
+# Lines in a minute.
+_MOST = 20
 
 
 class Announcer:
@@ -21,28 +25,30 @@ class Announcer:
     """
 
     def __init__(self, name: str, panic: str) -> None:
-        self._name = name
+        self._say = Lines(log, name, _MOST).say
         self._panic = panic
         self._halted = False
         self._panics: dict[str, None] = {}
         self._taking: list[str] = []
 
-    def note(self, portions: Sequence[Portion], nodes: int) -> None:
+    def note(self, portions: Sequence[Portion], nodes: int, now: float) -> None:
         """Take in the portions, and how many nodes there are, after a change of the nodes or their health."""
         halted = bool(nodes) and not portions
         if halted and not self._halted:
-            log.warning("%s: panic, too few of %d nodes are usable: requests %s", self._name, nodes, self._panic)
+            said = "panic, too few of %d nodes are usable: requests %s"
+            self._say(now, logging.WARNING, said, nodes, self._panic)
         elif self._halted and portions:
-            log.info("%s: panic is over", self._name)
+            self._say(now, logging.INFO, "panic is over")
         self._halted = halted
         panics = {portion.name: None for portion in portions if portion.panic}
         for portion in portions:
             if portion.panic and portion.name not in self._panics:
-                said = "%s: panic, too few nodes are usable: all %d are taken, usable or not%s"
-                log.warning(said, self._name, len(portion.nodes), portion.name and f" ({portion.name})")
+                said = "panic, too few nodes are usable: all %d are taken, usable or not%s"
+                where = portion.name and f" ({portion.name})"
+                self._say(now, logging.WARNING, said, len(portion.nodes), where)
         for name in self._panics:
             if name not in panics:
-                log.info("%s: panic is over%s", self._name, name and f" ({name})")
+                self._say(now, logging.INFO, "panic is over%s", name and f" ({name})")
         self._panics = panics
         taking = [portion.name for portion in portions if portion.share > 0]
         # What begins with one portion is as it should be.
@@ -50,5 +56,5 @@ class Announcer:
             where = ", ".join(
                 f"{portion.name or 'all nodes'} {portion.share:.1%}" for portion in portions if portion.share > 0
             )
-            log.info("%s: requests go to %s", self._name, where)
+            self._say(now, logging.INFO, "requests go to %s", where)
         self._taking = taking or self._taking

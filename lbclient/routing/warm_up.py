@@ -85,6 +85,12 @@ class WarmUp:
         self._starts.pop(node, None)
         self._earned.pop(node, None)
 
+    def factor(self, node: Node, now: float) -> float | None:
+        """The part of its share that a node in its slow start gets; None for the others."""
+        start = self._starts.get(node)
+        factor = 1.0 if start is None else start.slow_start.factor(now - start.at)
+        return factor if factor < 1 else None
+
     def pace(self, nodes: tuple[Node, ...]) -> Pace:
         """For a new tuple."""
         count = len(nodes)

@@ -78,7 +78,7 @@ def test_fail_and_wait_pick_nobody_until_a_probe_succeeds(panic: Panic) -> None:
     assert world.pick(1) is None
     world.end(world.probe(1), Outcome.SUCCESS)
     assert world.picked() == {1}
-    assert (balancer.fails_fast, balancer.due_in(world.now)) == (False, None)
+    assert not balancer.fails_fast
 
 
 def test_who_waits_for_another_node_than_the_one_that_is_due_does_not_look_all_the_time() -> None:
@@ -176,3 +176,18 @@ def test_all_that_are_due_at_once_are_probed_by_one_request_each() -> None:
         taken.add(world.begin(node).node)
     assert {int(node.endpoint.host[1:]) for node in taken} == set(range(50))
     assert world.picked(100) == set(range(50, 100))
+
+
+@pytest.mark.parametrize("panic", ["fail", "wait"])
+def test_nodes_are_probed_soon_while_a_panic_keeps_requests_from_those_that_are_in(panic: Panic) -> None:
+    """Nobody is served, although some are in: as bad as if there were none."""
+    world = World(*range(10), routing=Routing(panic=panic, panic_threshold=0.5))
+    for number in range(6):
+        world.see(number, *DOWN)
+    assert world.balancer.usable == ()
+    assert world.pick() is None
+    assert world.balancer.due_in(world.now) == 1
+    world.end(world.probe(0), Outcome.CONNECT)
+    assert world.node(0).ejected_until == world.now + 1
+    world.end(world.probe(1), Outcome.SUCCESS)
+    assert len(world.balancer.usable) == 5

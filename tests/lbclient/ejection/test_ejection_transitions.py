@@ -28,15 +28,15 @@ connect     connect  waiting        waiting        same           same
 fault       answers  waiting        waiting        same           same
 timeout     answers  waiting        waiting        same           same
 broken      answers  waiting        waiting        same           same
-ours        same     due            due            same           same
-left        same     due            due            same           same
+ours        same     waiting        waiting        same           same
+left        same     waiting        waiting        same           same
 """
 HEAD, *ROWS = (line.split() for line in TABLE.strip().splitlines())
 BECOMES = {(row[0], column): cell for row in ROWS for column, cell in zip(HEAD, row[1:], strict=True)}
 
 
 class State(NamedTuple):
-    """What there is to know: ejection is one of in, waiting, due, probing."""
+    """What there is to know: ejection is one of in, waiting, due, probing, overdue (its probe takes too long)."""
 
     ejection: str = "in"
     reason: str = ""
@@ -58,7 +58,7 @@ class State(NamedTuple):
             return "leaving"
         if not self.healthy:
             return "unhealthy"
-        return {"in": "ready", "waiting": "ejected", "due": "ejected", "probing": "probing"}[self.ejection]
+        return {"in": "ready", "waiting": "ejected", "due": "ejected"}.get(self.ejection, "probing")
 
 
 Event = tuple[str, str]
@@ -74,7 +74,7 @@ def events(state: State) -> Iterator[Event]:
     kinds = ["new"]
     if state.returned or state.ejection != "in" or not state.listed:
         kinds.append("old")
-    if state.ejection == "probing" and state.listed:
+    if state.ejection in ("probing", "overdue") and state.listed:
         kinds.append("probe")
     yield from ((kind, outcome.value) for kind in kinds for outcome in Outcome)
 
@@ -89,9 +89,11 @@ def after(state: State, event: Event) -> State:
 def after_change(state: State, event: Event) -> State:
     kind, what = event
     if kind == "time":
-        return state._replace(ejection="due") if state.ejection == "waiting" else state
+        return state._replace(
+            ejection={"waiting": "due", "probing": "overdue"}.get(state.ejection, state.ejection)
+        )
     if kind == "pick":
-        probed = state.ejection == "due" and state.healthy and not state.leaving
+        probed = state.ejection in ("due", "overdue") and state.healthy and not state.leaving
         return state._replace(ejection="probing") if probed else state
     if event == ("check", "confirmed"):
         return back(state) if state.reason == "connect" else state
@@ -200,7 +202,9 @@ def check(state: State, story: Story) -> None:
     if state.out:
         # The others have room.
         willing = state.healthy and not state.leaving
-        assert (node in [story.world.pick() for _ in range(8)]) is (state.ejection == "due" and willing)
+        assert (node in [story.world.pick() for _ in range(8)]) is (
+            state.ejection in ("due", "overdue") and willing
+        )
 
 
 def warmed_up(node: Node, story: Story) -> bool:
@@ -227,11 +231,11 @@ def test_every_state_is_what_it_looks_like_and_every_event_leads_where_the_table
 
 
 def test_the_table_is_whole() -> None:
-    """Two ways to be in, three to be ejected for each of two reasons; healthy or not, leaving or not."""
+    """Two ways to be in, four to be ejected for each of two reasons; healthy or not, leaving or not."""
     listed = [state for state in paths() if state.listed]
     # In for the first time, in again, and out: for the first time, or again.
-    assert len({(s.ejection, s.reason) for s in listed}) == 1 + 3 * 2
-    assert len(listed) == (2 + 3 * 2 * 2) * 4
+    assert len({(s.ejection, s.reason) for s in listed}) == 1 + 4 * 2
+    assert len(listed) == (2 + 4 * 2 * 2) * 4
     assert {row[0] for row in ROWS} == {outcome.value for outcome in Outcome}
 
 
@@ -258,6 +262,7 @@ def test_a_second_attempt_that_ends_does_not_let_a_second_probe_begin() -> None:
         assert world.picked() == {1}
     assert world.node(0).probe is probe
     world.end(probe, Outcome.OURS)
+    world.now += 10
     assert world.pick() is world.node(0)
 
 

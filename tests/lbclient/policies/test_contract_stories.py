@@ -137,11 +137,12 @@ class Story:
         return node.in_flight < self.limit
 
     def due(self, been: tuple[Node, ...]) -> list[Node]:
-        """Who is to be probed now."""
+        """Who is to be probed now, for the first time or since the probe takes too long."""
         return [
             node
             for node in self.client.nodes
-            if node.ejected_until is not None and node.ejected_until <= self.client.now and not node.probing
+            if node.ejected_until is not None
+            if (node.probe.started_at + 30.0 if node.probing else node.ejected_until) <= self.client.now
             if node.weight > 0 and node not in been and self.free(node)
         ]
 

@@ -1,0 +1,71 @@
+"""Probes that end without a finding, or never: they neither keep a node out for ever nor cost many requests."""
+
+from __future__ import annotations
+
+from ejection_rig import World
+
+from lbclient.outcome import Outcome
+
+
+def test_a_probe_that_never_ends_does_not_keep_its_node_out_for_ever() -> None:
+    """A request without a deadline waits for ever for an answer of a machine that is gone."""
+    world = World(0, 1)
+    world.see(0, *[Outcome.CONNECT] * 3)
+    lost = world.probe(0)
+    world.now += 29
+    assert world.picked() == {1}
+    world.now += 1
+    probe = world.begin(world.node(0)) if world.pick() is world.node(0) else None
+    assert probe is not None
+    assert world.picked() == {1}, "one at a time"
+    world.end(lost, Outcome.FAULT)
+    assert world.node(0).probe is probe
+    world.end(probe, Outcome.SUCCESS)
+    assert world.out() == set()
+
+
+def test_a_lost_probe_is_followed_by_another_one_after_any_change_of_the_nodes() -> None:
+    world = World(0, 1)
+    world.see(0, *[Outcome.CONNECT] * 3)
+    world.probe(0)
+    world.update(0, 1, 2)
+    assert world.picked() == {1, 2}
+    world.now += 30
+    assert world.pick() is world.node(0)
+
+
+def test_requests_that_are_given_up_are_not_all_probes_of_the_same_silent_node() -> None:
+    """A caller whose deadline is short says nothing about the node, and neither does the next one."""
+    world = World(0, 1)
+    world.see(0, *[Outcome.CONNECT] * 3)
+    world.now += 30
+    lost = 0
+    for _ in range(1000):
+        node = world.pick()
+        assert node is not None
+        attempt = world.begin(node)
+        world.now += 1
+        world.end(attempt, Outcome.OURS if node is world.node(0) else Outcome.SUCCESS)
+        lost += node is world.node(0)
+    assert 80 < lost < 100, "one in each interval"
+    assert len(world.balancer._probes._heap) < 5
+
+
+def test_probes_that_are_given_up_leave_nothing_behind() -> None:
+    world = World(0, 1)
+    world.see(0, *[Outcome.CONNECT] * 3)
+    for _ in range(1000):
+        world.end(world.probe(0), Outcome.OURS)
+    assert len(world.balancer._probes._heap) == 1
+
+
+def test_who_waits_since_the_others_are_full_is_told_when_a_node_is_due() -> None:
+    """Nothing else may happen until then: what is under way at the others may take for ever."""
+    world = World(0, 1, limit=1)
+    assert world.balancer.due_in(world.now) is None
+    world.see(0, *[Outcome.CONNECT] * 3)
+    world.begin(1)
+    assert world.pick() is None
+    assert world.balancer.due_in(world.now) == 30
+    world.now += 30
+    assert world.pick() is world.node(0)
