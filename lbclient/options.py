@@ -79,8 +79,10 @@ def known_options(owner: str, options: Collection[str], classes: Collection[type
     known = {name for cls in classes for name in inspect.signature(cls).parameters}
     for option in options:
         if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            near = difflib.get_close_matches(option, known, n=5, cutoff=0.5)
+            # The beginning of a word is what is remembered best.
+            meant = max(near, key=lambda name: name[:3] == option[:3], default=None)
+            hint = "" if meant is None else f"; did you mean {meant!r}?"
             raise TypeError(f"{owner} has no option {option!r}{hint}")
 
 

@@ -235,10 +235,8 @@ class OutlierDetector:
         if was_in and reason is not Reason.CONNECT_FAILURES and not self._can_spare(node):
             if now >= self._quiet_until:
                 self._quiet_until = now + self._options.base
-                why = "no more nodes may be out, or it is the last one"
-                log.warning(
-                    "%s: %s stays in although it fails, since %s: %s", self._name, node.address, why, because
-                )
+                said = "%s fails and stays in, since no more nodes may be out, or none would be left: %s"
+                self._say(now, logging.WARNING, said, node.address, because)
             return ()
         if was_in:
             healthy = max(0.0, now - node.returned_at)

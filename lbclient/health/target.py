@@ -22,11 +22,13 @@ class Target:
         confirmed: checks in a row that succeeded since it was ejected; `ejected_at`: when it was.
     """
 
-    __slots__ = ("confirmed", "ejected_at", "gone", "last", "node", "state", "task")
+    __slots__ = ("_says_little", "confirmed", "ejected_at", "gone", "last", "node", "state", "task")
 
     def __init__(self, node: Node, check: HealthCheck) -> None:
         self.node = node
         self.state = HealthState(check)
+        # A connection says nothing of the handshake that requests need.
+        self._says_little = check.path is None and node.endpoint.tls
         self.gone = False
         self.task: asyncio.Task[None] | None = None
         self.last: tuple[Verdict, str, float] | None = None
@@ -36,6 +38,8 @@ class Target:
     def confirms(self, verdict: Verdict, started_at: float) -> int:
         """Count the checks that succeeded since the node was ejected, in a row."""
         ejected_at = self.node.ejected_at
+        if self._says_little:
+            return 0
         if verdict is Verdict.UNKNOWN and ejected_at == self.ejected_at:
             return 0
         if ejected_at != self.ejected_at or verdict is not Verdict.OK:

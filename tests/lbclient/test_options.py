@@ -237,3 +237,21 @@ async def test_unknown_options_are_refused() -> None:
 async def test_a_total_deadline_is_a_number_or_a_clienttimeout() -> None:
     with pytest.raises((TypeError, ValueError), match=r"timeout must be .*not 'soon'"):
         BalancedSession(USERS, timeout="soon")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"), [("retries", "retry"), ("healthcheck", "health_check"), ("limit", "limits")]
+)
+async def test_a_misspelt_option_is_named_with_what_is_meant(option: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=f"no option '{option}'; did you mean '{meant}'"):
+        BalancedSession(USERS, **{option: 1})
+
+
+async def test_a_middleware_needs_names_for_its_services() -> None:
+    with pytest.raises(TypeError, match="services must be a mapping from names to sources, not 'static://"):
+        BalancingMiddleware("static://10.0.0.1:80")  # type: ignore[arg-type]
+
+
+async def test_a_time_out_is_not_negative() -> None:
+    with pytest.raises(ValueError, match="timeout must be 0 or more, not -1"):
+        BalancedSession(USERS, timeout=-1)

@@ -47,3 +47,16 @@ def test_one_that_flaps_has_two_lines_for_each_time_out(caplog: pytest.LogCaptur
         down = node is world.node(0) and int(world.now / 5) % 2
         world.end(world.begin(node), Outcome.CONNECT if down else Outcome.SUCCESS)
     assert len(caplog.records) < 20
+
+
+def test_a_node_that_fails_and_may_not_go_is_named_once_in_a_time_out(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(*range(4), max_ejected=0.1)
+    world.see(0, *[Outcome.ERROR] * 5)
+    caplog.clear()
+    for _ in range(100):
+        world.see(1, Outcome.ERROR)
+        world.now += 0.5
+    said = [
+        message for message in caplog.messages if "fails and stays in, since no more nodes may be out" in message
+    ]
+    assert len(said) == 2

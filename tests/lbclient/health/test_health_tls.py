@@ -14,6 +14,9 @@ from rig import Local, local, node_of, until
 
 from discovery import Endpoint, Static
 from lbclient import BalancedSession, HealthCheck
+from lbclient.health.state import Verdict
+from lbclient.health.target import Target
+from lbclient.node import Node
 
 Start = Callable[[str], Awaitable[Local]]
 CHECK = HealthCheck(interval=0.02, timeout=0.5, unhealthy_threshold=2)
@@ -104,3 +107,12 @@ async def test_a_tcp_check_of_a_tls_port_only_connects(servers: Start, trusting:
         assert last(session, server)["result"] == "ok"
     assert server.names == []
     assert server.seen == []
+
+
+@pytest.mark.parametrize(("path", "tls", "confirmed"), [(None, True, 0), (None, False, 1), ("/healthz", True, 1)])
+def test_a_connection_says_nothing_of_the_handshake(path: str | None, tls: bool, confirmed: int) -> None:
+    """A stopped server accepts connections: an ejection for failed handshakes does not end by them."""
+    node = Node(Endpoint(host="10.0.0.1", port=443, tls=tls))
+    node.eject(1.0, 31.0, "three failed connections in a row", unreachable=True)
+    target = Target(node, HealthCheck(path=path))
+    assert target.confirms(Verdict.OK, 2.0) == confirmed

@@ -136,3 +136,15 @@ def test_the_probability_is_always_below_one() -> None:
     one.refuses(0.0)
     assert 0.999 < one.probability < 1
     assert not one.refuses(0.1), "a draw near one passes"
+
+
+def test_refusing_is_said_when_it_begins_and_not_again_while_it_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    one = Meter(Throttle(window=10.0), lambda: 0.0, "users")
+    for start in (100.0, 200.0):
+        for step in range(200):
+            now = start + step / 10
+            if not one.refuses(now):
+                one.observe(Outcome.CONNECT, now)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert all(line.startswith("users: requests are refused here, ") for line in said)

@@ -118,3 +118,11 @@ def test_a_request_costs_next_to_nothing_whatever_the_window_holds() -> None:
 def test_a_wrong_budget_is_refused(option: str, value: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Budget(**{option: value})
+
+
+def test_a_budget_that_is_used_up_is_said_once_in_a_window(caplog: pytest.LogCaptureFixture) -> None:
+    ledger = Ledger(Budget(share=0, per_second=0.1, window=10), "users")
+    for step in range(50):
+        ledger.withdraw(100.0 + step / 2)
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["users: the retry budget is used up: 1 retries and hedges"] * 3
