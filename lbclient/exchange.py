@@ -7,7 +7,6 @@ import logging
 import time
 from asyncio import sleep
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import aiohttp
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
@@ -17,16 +16,15 @@ from lbclient.errors import AttemptsFailed
 from lbclient.outcome import Outcome, asked, classify, classify_answer
 from lbclient.passage import Passage, timer
 from lbclient.refusals import no_endpoints
+from lbclient.resending import repeated_by_aiohttp, settle
 from lbclient.retrying import Retries, retry_after
 from lbclient.service import Service
 from lbclient.tried import attempts, in_words, keep, tell
 
-__all__ = ["Exchange", "attempts", "repeated_by_aiohttp", "settle"]
+__all__ = ["Exchange", "attempts"]
 
 log = logging.getLogger(__name__)
 
-# Methods that aiohttp by itself sends once more.
-_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 _ERROR = 400
 # Reading it from the class takes longer, and each request needs it.
 _SUCCESS = Outcome.SUCCESS
@@ -295,18 +293,3 @@ class Exchange:
             keep(final, self.tries)
             return final
         return error
-
-
-def repeated_by_aiohttp(error: BaseException, req: Any) -> bool:
-    """Whether aiohttp by itself sends a request once more that failed like this."""
-    if req.method not in _IDEMPOTENT or isinstance(error, aiohttp.ClientConnectorError):
-        return False
-    return isinstance(error, (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError))
-
-
-async def settle(req: ClientRequest) -> None:
-    """Make a request that failed ready to be sent again."""
-    # The cancelled writer rewinds a file body; it must be through before the next one begins.
-    await req.close()
-    if "Expect" in req.headers:
-        req.update_expect_continue()

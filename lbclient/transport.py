@@ -18,7 +18,7 @@ from discovery import Cache, Endpoint, OnEmpty, Snapshot, Source, Watcher
 from lbclient.drain import Drain
 from lbclient.ejection import Ejection
 from lbclient.errors import SessionClosing
-from lbclient.exchange import Exchange, repeated_by_aiohttp, settle
+from lbclient.exchange import Exchange
 from lbclient.health import HealthCheck
 from lbclient.hedging import Hedge
 from lbclient.limits import Limits, Throttle
@@ -26,6 +26,7 @@ from lbclient.options import at_least, service_host
 from lbclient.outcome import Classifier
 from lbclient.passage import Passage
 from lbclient.policies import DEFAULT, PolicyOption, policy_factories
+from lbclient.resending import repeated_by_aiohttp, settle
 from lbclient.retrying import Retry
 from lbclient.routing import Routing, SlowStart
 from lbclient.service import Service

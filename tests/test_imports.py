@@ -88,6 +88,7 @@ MODULES = {
     "lbclient.options": "",
     "lbclient.passage": "",
     "lbclient.policies.keys": "",
+    "lbclient.resending": "",
     "lbclient.retrying.pushback": "",
     "lbclient.retrying.replay": "",
     "lbclient.routing.lines": "",
@@ -187,10 +188,10 @@ MODULES = {
         "attempt balancer call errors hedging inquiries limits.lifetimes limits.slots limits.throttle "
         "node outcome passage policies refusals retrying route settings discovery"
     ),
-    "lbclient.exchange": "attempt errors outcome passage refusals retrying service tried",
+    "lbclient.exchange": "attempt errors outcome passage refusals resending retrying service tried",
     "lbclient.transport": (
-        "drain ejection errors exchange health hedging limits options outcome passage policies retrying "
-        "routing service settings discovery"
+        "drain ejection errors exchange health hedging limits options outcome passage policies "
+        "resending retrying routing service settings discovery"
     ),
     "lbclient.websocket": "exchange",
     "lbclient.session": (
