@@ -6,7 +6,8 @@ READY  := $(VENV)/.ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint type fmt registries-up registries-down bench bench-outages bench-scale bench-pick simulate docs soak clean
+.PHONY: help demo test check lint type fmt registries-up registries-down bench bench-outages bench-scale bench-pick \
+        simulate docs proofs storm soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
