@@ -27,7 +27,7 @@ from rig import in_flight, until, waiting
 from discovery import Memory
 from lbclient import BalancedSession, Ejection, HealthCheck, Hedge
 
-SECONDS = float(os.environ.get("LBCLIENT_SOAK_SECONDS", "10"))
+SECONDS = float(os.environ.get("LBCLIENT_SOAK_SECONDS", "5"))
 SEED = int(os.environ.get("LBCLIENT_SOAK_SEED", "1"))
 SERVERS = 6
 RATE = 100.0

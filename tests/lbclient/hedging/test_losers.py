@@ -338,6 +338,8 @@ async def test_a_probe_that_loses_and_is_cut_lets_the_next_one_begin() -> None:
         await no_losers(session)
         assert counts(session) == (1, 1, 0)
         assert node_of(session, slow.address)["state"] == "ejected"
+        # Not at once: one that was given up says that the node may be silent.
+        expire_ejection(session, slow.address)
         async with session.get("/x") as response:
             assert attempts(response)[0].endpoint.address == slow.address
         await no_losers(session)
