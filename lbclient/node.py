@@ -40,13 +40,15 @@ class Group:
 
     Attributes:
         nodes: the same object until the nodes or their weights change.
+        name: what they have in common; empty where there is only one group.
         in_flight: attempts under way at all of them.
     """
 
-    __slots__ = ("in_flight", "nodes")
+    __slots__ = ("in_flight", "name", "nodes")
 
-    def __init__(self, nodes: tuple[Node, ...] = ()) -> None:
+    def __init__(self, nodes: tuple[Node, ...] = (), name: str = "") -> None:
         self.nodes = nodes
+        self.name = name
         self.in_flight = 0
         for node in nodes:
             node.group = self

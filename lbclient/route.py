@@ -26,12 +26,11 @@ class Route(Group):
         pace: of those of its nodes that are being warmed up; None before one was looked at.
     """
 
-    __slots__ = ("name", "pace", "panic", "policy", "share")
+    __slots__ = ("pace", "panic", "policy", "share")
 
     def __init__(self, portion: Portion, nodes: tuple[Node, ...], policy: Policy) -> None:
-        super().__init__(nodes)
+        super().__init__(nodes, portion.name)
         self.policy = policy
-        self.name = portion.name
         self.share = portion.share
         self.panic = portion.panic
         self.pace: Pace | None = None

@@ -263,9 +263,8 @@ class Service:
             policy.answered(attempt.node, response, call)
 
     def _reason(self, node: Node, call: Call) -> str:
-        reason = self._policy_name
-        if isinstance(node.group, Route) and node.group.name:
-            reason = f"{reason}, {node.group.name}"
+        portion = node.group.name
+        reason = f"{self._policy_name}, {portion}" if portion else self._policy_name
         return f"{reason}, not {' '.join(node.address for node in call.tried)}" if call.tried else reason
 
     async def _first_snapshot(self, call: Call) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 from aiohttp import ClientResponse
@@ -35,10 +35,10 @@ def attempts(result: ClientResponse | BaseException) -> tuple[Attempt, ...]:
 def keep(result: ClientResponse | BaseException, tries: list[Attempt]) -> None:
     """Attach what was tried to what came of it."""
     setattr(result, _ATTEMPTS, tries)
-    if isinstance(result, ClientResponse) and result.status >= _ERROR:
+    if getattr(result, "status", 0) >= _ERROR:
         with suppress(AttributeError):
             # What `raise_for_status` raises has this of the response, and nothing else.
-            setattr(result.request_info, _ATTEMPTS, tries)
+            setattr(cast("ClientResponse", result).request_info, _ATTEMPTS, tries)
 
 
 def tell(error: BaseException, tries: list[Attempt], besides: Attempt | None = None) -> None:

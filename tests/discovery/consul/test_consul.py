@@ -257,5 +257,6 @@ async def test_construction_does_nothing_but_construct() -> None:
     tasks, began_at = asyncio.all_tasks(), time.perf_counter()
     for _ in range(100):
         Consul("a", address="192.0.2.1:1")
-    assert time.perf_counter() - began_at < 0.1
+    # Far less than one try to connect to nowhere, and more than a collection of garbage on a busy machine.
+    assert time.perf_counter() - began_at < 2
     assert asyncio.all_tasks() == tasks
