@@ -18,7 +18,7 @@ from lbclient.hedging.latencies import Latencies
 from lbclient.hedging.raced import Raced, RacedService
 from lbclient.outcome import Outcome, classify_answer
 from lbclient.passage import timer
-from lbclient.retrying import Retry, may_be_repeated
+from lbclient.retrying import Retry
 from lbclient.tried import in_words
 
 __all__ = ["Hedging"]
@@ -68,7 +68,7 @@ class Hedging:
             # A protocol is not switched to twice, and what tracks an upload can follow one only.
             and "Upgrade" not in req.headers
             and getattr(req, "_upload_tracker", None) is None
-            and may_be_repeated(req, self._retry.methods)
+            and self._retry.may_repeat(req)
         )
 
     async def race(self, exchange: Raced) -> ClientResponse:

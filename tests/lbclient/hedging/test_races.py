@@ -95,6 +95,20 @@ async def test_others_are_hedged_with_an_idempotency_key_only(method: str) -> No
         assert (len(slow.seen), len(fast.seen)) == (2, 1)
 
 
+async def test_a_header_of_the_users_choice_names_requests_for_hedges_as_well() -> None:
+    retry = Retry(idempotency_key="X-Once")
+    async with (
+        local(hang) as slow,
+        local() as fast,
+        preferring(slow.address, fast.address, retry=retry) as session,
+    ):
+        async with session.post("/x", data=b"body") as response:
+            assert [attempt.endpoint.address for attempt in attempts(response)] == [slow.address, fast.address]
+        keys = [seen.headers["X-Once"] for server in (slow, fast) for seen in server.seen]
+    assert len(keys) == 2
+    assert len(set(keys)) == 1
+
+
 async def test_methods_are_those_of_the_retry_policy() -> None:
     retry = Retry(methods={"POST"})
     async with (
