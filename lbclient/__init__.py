@@ -10,7 +10,6 @@ from lbclient.errors import (
     SessionClosing,
     Throttled,
 )
-from lbclient.exchange import attempts
 from lbclient.health import HealthCheck
 from lbclient.hedging import Hedge
 from lbclient.limits import Limits, Throttle
@@ -38,6 +37,7 @@ from lbclient.retrying import Budget, Retry
 from lbclient.routing import Routing, SlowStart, Subset
 from lbclient.session import BalancedSession
 from lbclient.transport import BalancingMiddleware
+from lbclient.tried import attempts
 
 __all__ = [
     "AttemptsFailed",

@@ -19,9 +19,9 @@ from lbclient.refusals import no_endpoints
 from lbclient.resending import repeated_by_aiohttp, settle
 from lbclient.retrying import Retries, retry_after
 from lbclient.service import Service
-from lbclient.tried import attempts, in_words, keep, tell
+from lbclient.tried import in_words, keep, tell
 
-__all__ = ["Exchange", "attempts"]
+__all__ = ["Exchange"]
 
 log = logging.getLogger(__name__)
 

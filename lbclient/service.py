@@ -110,8 +110,6 @@ class Service:
         self._session: Key | None = getattr(balancer.policy, "session", None)
         self._tells = hasattr(balancer.policy, "answered")
         self.watches = self._tells or inquiries.drained_by is not None
-        parts: dict[str, Any] = {"throttle": self._meter, "budget": self.ledger, "hedges": self.hedging}
-        self._tellers = {name: part.as_dict for name, part in parts.items() if hasattr(part, "as_dict")}
 
     def __repr__(self) -> str:
         return f"<Service {self.name}: {self.watcher.snapshot}>"
@@ -290,12 +288,13 @@ class Service:
         # Those that `Routing` leaves out have no node.
         snapshot["known"] = len(snapshot.pop("endpoints"))
         balancer = self.balancer.as_dict(time.monotonic())
+        parts = {"throttle": self._meter, "budget": self.ledger, "hedges": self.hedging}
         state = {
             "source": repr(self.watcher.source),
             **snapshot,
             "counts": {**self.watcher.counts, **balancer.pop("counts")},
             **self.slots.as_dict(),
-            **{name: told() for name, told in self._tellers.items()},
+            **{name: part.as_dict() for name, part in parts.items() if part is not None},
             **balancer,
         }
         self.inquiries.describe_in(state)

@@ -7,7 +7,7 @@ from weakref import ref
 
 from aiohttp import ClientResponse, ClientWebSocketResponse, WSCloseCode
 
-from lbclient.exchange import attempts
+from lbclient.tried import attempts
 
 __all__ = ["polite"]
 

@@ -118,7 +118,7 @@ MODULES = {
     "lbclient.policies.ring": "node",
     "lbclient.policies.table": "node",
     "lbclient.policies.turns": "node",
-    "lbclient.retrying": "retrying.budget retrying.pushback retrying.replay retrying.retries retrying.retry",
+    "lbclient.retrying": "retrying.budget retrying.pushback retrying.retries retrying.retry",
     "lbclient.routing.portion": "node",
     "lbclient.routing.priorities": "node",
     "lbclient.routing.warm_up": "node routing.slow_start",
@@ -153,6 +153,7 @@ MODULES = {
     "lbclient.routing.routing": (
         "node routing.portion routing.priorities routing.subset routing.where routing.zones discovery"
     ),
+    "lbclient.websocket": "tried",
     "lbclient.hedging": "hedging.hedge hedging.race hedging.raced",
     "lbclient.policies.maglev": "policies.hashing policies.keys policies.table",
     "lbclient.policies.ring_hash": "policies.hashing policies.keys policies.ring",
@@ -193,7 +194,6 @@ MODULES = {
         "drain ejection errors exchange health hedging limits options outcome passage policies "
         "resending retrying routing service settings discovery"
     ),
-    "lbclient.websocket": "exchange",
     "lbclient.session": (
         "ejection errors health hedging limits options outcome passage policies retrying routing "
         "settings transport websocket discovery"

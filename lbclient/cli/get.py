@@ -20,11 +20,11 @@ from lbclient.cli.load import described
 from lbclient.cli.running import FAILED, NO_ENDPOINTS, Failure, Unreachable, opened, run
 from lbclient.cli.tally import Tally
 from lbclient.errors import NoEndpoints
-from lbclient.exchange import attempts
 from lbclient.policies import DEFAULT, POLICIES
 from lbclient.policies.hashing import Hashing
 from lbclient.retrying import Retry
 from lbclient.session import BalancedSession
+from lbclient.tried import attempts
 
 __all__ = ["get"]
 

@@ -11,8 +11,8 @@ from typing import Any
 import aiohttp
 
 from lbclient.cli.tally import Tally
-from lbclient.exchange import attempts
 from lbclient.session import BalancedSession
+from lbclient.tried import attempts
 
 __all__ = ["Load", "described"]
 

@@ -42,7 +42,7 @@ class OutlierDetector:
     """Judges the nodes of one service by their attempts, by the rules of `Ejection`.
 
     An outcome costs a few additions. Once per interval one outcome also pays for the statistics, which look at the
-    nodes that had attempts in it: 7 ms for 10 000 nodes with 100 attempts each.
+    nodes that had attempts in it.
 
     Args:
         name: the service's name, for log lines.

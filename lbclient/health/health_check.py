@@ -36,7 +36,7 @@ class HealthCheck:
             failed connections early, if they came after it; one for failing answers they do not.
         at_once: checks of a service under way at the same time.
         per_second: checks of a service in a second. With more than `interval` times as many nodes the interval is
-            longer: a check costs as much CPU as a request, so 10 000 nodes every 5 s would take a whole core.
+            longer: a check costs about as much CPU as a request, and thousands of nodes would take a whole core.
         mandatory: a new node gets no requests before its first successful check; that one suffices. So with those
             that are there from the beginning, but as long as none of them is known to be well all are used.
         draining_header: a header with which any answer of a node, to checks and requests alike, says that it is
