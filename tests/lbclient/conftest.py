@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 import trustme
-from rig import stats_of, until
+from rig import Local, local, stats_of, until
 
 from lbclient import BalancingMiddleware
 from lbclient.sandbox import Backend, free_port
@@ -95,6 +97,26 @@ def pem(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Call
         return files
 
     return make
+
+
+@pytest.fixture
+def client_tls(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+@pytest.fixture
+async def tls_servers(authority: trustme.CA) -> AsyncIterator[Callable[[str], Awaitable[Local]]]:
+    """Start servers with a certificate for a name."""
+    async with AsyncExitStack() as stack:
+
+        async def start(name: str) -> Local:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            authority.issue_cert(name).configure_cert(context)
+            return await stack.enter_async_context(local(tls=context))
+
+        yield start
 
 
 @pytest.fixture(autouse=True)

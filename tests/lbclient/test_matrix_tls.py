@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
 import pytest
-import trustme
-from rig import Local, Prefer, in_flight, local
+from rig import Local, Prefer, in_flight
 from yarl import URL
 
 from discovery import Endpoint, Static
@@ -21,32 +19,14 @@ from lbclient.sandbox import Backend
 Start = Callable[[str], Awaitable[Local]]
 
 
-@pytest.fixture
-def client_tls(authority: trustme.CA) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    return context
-
-
-@pytest.fixture
-async def servers(authority: trustme.CA) -> AsyncIterator[Start]:
-    """Start servers with a certificate for a name."""
-    async with AsyncExitStack() as stack:
-
-        async def start(name: str) -> Local:
-            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            authority.issue_cert(name).configure_cert(context)
-            return await stack.enter_async_context(local(tls=context))
-
-        yield start
-
-
 def endpoint(address: str, *, tls: bool = True) -> Endpoint:
     return Endpoint.parse(address, tls=tls)
 
 
-async def test_the_certificate_is_checked_for_the_logical_name(servers: Start, client_tls: ssl.SSLContext) -> None:
-    server = await servers("users")
+async def test_the_certificate_is_checked_for_the_logical_name(
+    tls_servers: Start, client_tls: ssl.SSLContext
+) -> None:
+    server = await tls_servers("users")
     async with (
         BalancedSession({"users": Static([server.address])}) as session,
         session.get("https://users/x", ssl=client_tls) as response,
@@ -56,8 +36,10 @@ async def test_the_certificate_is_checked_for_the_logical_name(servers: Start, c
     assert server.seen[0].headers["Host"] == "users"
 
 
-async def test_plain_urls_use_tls_where_the_endpoint_wants_it(servers: Start, client_tls: ssl.SSLContext) -> None:
-    server = await servers("users")
+async def test_plain_urls_use_tls_where_the_endpoint_wants_it(
+    tls_servers: Start, client_tls: ssl.SSLContext
+) -> None:
+    server = await tls_servers("users")
     async with BalancedSession(Static([endpoint(server.address)]), name="users") as session:
         async with session.get("/x", ssl=client_tls) as response:
             assert response.url == URL("http://users/x")
@@ -70,9 +52,9 @@ async def test_plain_urls_use_tls_where_the_endpoint_wants_it(servers: Start, cl
 @pytest.mark.parametrize("url", ["https://users/x", "http://users/x"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_a_certificate_for_another_name_is_refused_and_another_node_is_tried(
-    servers: Start, client_tls: ssl.SSLContext, method: str, url: str
+    tls_servers: Start, client_tls: ssl.SSLContext, method: str, url: str
 ) -> None:
-    wrong, right = await servers("mallory"), await servers("users")
+    wrong, right = await tls_servers("mallory"), await tls_servers("users")
     nodes = Static([endpoint(wrong.address), endpoint(right.address)])
     async with (
         BalancedSession({"users": nodes}, policy=Prefer(wrong.address)) as session,
@@ -86,10 +68,10 @@ async def test_a_certificate_for_another_name_is_refused_and_another_node_is_tri
 
 
 async def test_after_a_wrong_certificate_one_other_node_is_asked_and_the_log_says_why(
-    servers: Start, client_tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+    tls_servers: Start, client_tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whoever stands between us and all of them is not given a third try."""
-    wrong = [await servers("mallory") for _ in range(3)]
+    wrong = [await tls_servers("mallory") for _ in range(3)]
     nodes = Static([endpoint(server.address) for server in wrong])
     async with BalancedSession({"users": nodes}) as session:
         with pytest.raises(aiohttp.ClientConnectorCertificateError) as caught:
@@ -103,9 +85,9 @@ async def test_after_a_wrong_certificate_one_other_node_is_asked_and_the_log_say
 
 
 async def test_without_another_node_the_certificates_error_is_raised(
-    servers: Start, client_tls: ssl.SSLContext
+    tls_servers: Start, client_tls: ssl.SSLContext
 ) -> None:
-    wrong = await servers("mallory")
+    wrong = await tls_servers("mallory")
     async with BalancedSession({"users": Static([wrong.address])}) as session:
         with pytest.raises(aiohttp.ClientConnectorCertificateError, match="users"):
             await session.get("https://users/x", ssl=client_tls)
@@ -114,9 +96,9 @@ async def test_without_another_node_the_certificates_error_is_raised(
     assert wrong.seen == []
 
 
-async def test_the_address_is_no_name(servers: Start, client_tls: ssl.SSLContext) -> None:
+async def test_the_address_is_no_name(tls_servers: Start, client_tls: ssl.SSLContext) -> None:
     """A certificate for 127.0.0.1 proves nothing about the service."""
-    server = await servers("127.0.0.1")
+    server = await tls_servers("127.0.0.1")
     async with BalancedSession({"users": Static([server.address])}) as session:
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
             await session.get("https://users/x", ssl=client_tls)
@@ -124,8 +106,8 @@ async def test_the_address_is_no_name(servers: Start, client_tls: ssl.SSLContext
 
 
 @pytest.mark.parametrize("url", ["https://users/x", "http://users/x"])
-async def test_the_callers_server_hostname_wins(servers: Start, client_tls: ssl.SSLContext, url: str) -> None:
-    wrong, right = await servers("users"), await servers("api.example")
+async def test_the_callers_server_hostname_wins(tls_servers: Start, client_tls: ssl.SSLContext, url: str) -> None:
+    wrong, right = await tls_servers("users"), await tls_servers("api.example")
     nodes = Static([endpoint(wrong.address), endpoint(right.address)])
     async with (
         BalancedSession({"users": nodes}, policy=Prefer(wrong.address)) as session,
@@ -139,9 +121,9 @@ async def test_the_callers_server_hostname_wins(servers: Start, client_tls: ssl.
 
 
 async def test_services_on_one_address_do_not_share_verified_connections(
-    servers: Start, client_tls: ssl.SSLContext
+    tls_servers: Start, client_tls: ssl.SSLContext
 ) -> None:
-    server = await servers("users")
+    server = await tls_servers("users")
     services = {"users": Static([server.address]), "orders": Static([server.address])}
     async with BalancedSession(services) as session:
         for _ in range(2):
@@ -155,10 +137,10 @@ async def test_services_on_one_address_do_not_share_verified_connections(
 
 
 async def test_plain_and_tls_nodes_can_be_mixed(
-    servers: Start, client_tls: ssl.SSLContext, nodes: list[Backend]
+    tls_servers: Start, client_tls: ssl.SSLContext, nodes: list[Backend]
 ) -> None:
     """The scheme of an attempt is that of its endpoint, not that of the attempt before."""
-    wrong, plain = await servers("mallory"), nodes[0].address
+    wrong, plain = await tls_servers("mallory"), nodes[0].address
     mixed = Static([endpoint(wrong.address), endpoint(plain, tls=False)])
     async with (
         BalancedSession({"users": mixed}, policy=Prefer(wrong.address)) as session,
@@ -170,9 +152,9 @@ async def test_plain_and_tls_nodes_can_be_mixed(
 
 
 async def test_tls_to_a_plain_port_is_a_failure_to_connect(
-    servers: Start, client_tls: ssl.SSLContext, nodes: list[Backend]
+    tls_servers: Start, client_tls: ssl.SSLContext, nodes: list[Backend]
 ) -> None:
-    right, plain = await servers("users"), nodes[0].address
+    right, plain = await tls_servers("users"), nodes[0].address
     both = Static([endpoint(plain), endpoint(right.address)])
     async with (
         BalancedSession({"users": both}, policy=Prefer(plain)) as session,

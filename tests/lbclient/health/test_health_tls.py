@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
 import pytest
-import trustme
-from rig import Local, local, node_of, until
+from rig import Local, node_of, until
 
 from discovery import Endpoint, Static
 from lbclient import BalancedSession, HealthCheck
@@ -22,28 +20,8 @@ Start = Callable[[str], Awaitable[Local]]
 CHECK = HealthCheck(interval=0.02, timeout=0.5, unhealthy_threshold=2)
 
 
-@pytest.fixture
-def trusting(authority: trustme.CA) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    return context
-
-
-@pytest.fixture
-async def servers(authority: trustme.CA) -> AsyncIterator[Start]:
-    """Start servers with a certificate for a name."""
-    async with AsyncExitStack() as stack:
-
-        async def start(name: str) -> Local:
-            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            authority.issue_cert(name).configure_cert(context)
-            return await stack.enter_async_context(local(tls=context))
-
-        yield start
-
-
-def session_for(server: Local, trusting: ssl.SSLContext, *, tls: bool, **options: Any) -> BalancedSession:
-    connector = aiohttp.TCPConnector(limit=0, ssl=trusting)
+def session_for(server: Local, client_tls: ssl.SSLContext, *, tls: bool, **options: Any) -> BalancedSession:
+    connector = aiohttp.TCPConnector(limit=0, ssl=client_tls)
     return BalancedSession(
         Static([Endpoint.parse(server.address, tls=tls)]),
         **({"name": "users", "connector": connector, "health_check": CHECK} | options),
@@ -55,10 +33,10 @@ def last(session: BalancedSession, server: Local) -> Any:
 
 
 async def test_checks_use_the_sessions_tls_settings_before_the_first_request(
-    servers: Start, trusting: ssl.SSLContext
+    tls_servers: Start, client_tls: ssl.SSLContext
 ) -> None:
-    server = await servers("users")
-    async with session_for(server, trusting, tls=True) as session:
+    server = await tls_servers("users")
+    async with session_for(server, client_tls, tls=True) as session:
         await session.ready()
         await until(lambda: last(session, server) is not None)
         assert last(session, server)["result"] == "ok"
@@ -66,31 +44,31 @@ async def test_checks_use_the_sessions_tls_settings_before_the_first_request(
     assert server.seen[0].headers["Host"] == "users"
 
 
-async def test_an_https_base_url_says_that_checks_use_tls(servers: Start, trusting: ssl.SSLContext) -> None:
-    server = await servers("users")
-    async with session_for(server, trusting, tls=False, base_url="https://users/") as session:
+async def test_an_https_base_url_says_that_checks_use_tls(tls_servers: Start, client_tls: ssl.SSLContext) -> None:
+    server = await tls_servers("users")
+    async with session_for(server, client_tls, tls=False, base_url="https://users/") as session:
         await session.ready()
         await until(lambda: last(session, server) is not None)
         assert last(session, server)["result"] == "ok"
 
 
 async def test_checks_follow_the_requests_scheme_settings_and_name(
-    servers: Start, trusting: ssl.SSLContext
+    tls_servers: Start, client_tls: ssl.SSLContext
 ) -> None:
     """Plain checks of a TLS port fail, until a request shows how it is done."""
-    server = await servers("api.example")
-    async with session_for(server, trusting, tls=False, connector=None) as session:
+    server = await tls_servers("api.example")
+    async with session_for(server, client_tls, tls=False, connector=None) as session:
         await session.ready()
         await until(lambda: node_of(session, server.address)["state"] == "unhealthy")
-        async with session.get("https://users/x", ssl=trusting, server_hostname="api.example"):
+        async with session.get("https://users/x", ssl=client_tls, server_hostname="api.example"):
             pass
         await until(lambda: node_of(session, server.address)["state"] == "ready")
     assert set(server.names) == {"api.example"}
 
 
-async def test_a_certificate_for_another_name_is_a_failure(servers: Start, trusting: ssl.SSLContext) -> None:
-    server = await servers("mallory")
-    async with session_for(server, trusting, tls=True) as session:
+async def test_a_certificate_for_another_name_is_a_failure(tls_servers: Start, client_tls: ssl.SSLContext) -> None:
+    server = await tls_servers("mallory")
+    async with session_for(server, client_tls, tls=True) as session:
         await session.ready()
         await until(lambda: last(session, server) is not None)
         assert last(session, server)["result"] == "failed"
@@ -98,10 +76,10 @@ async def test_a_certificate_for_another_name_is_a_failure(servers: Start, trust
     assert server.seen == []
 
 
-async def test_a_tcp_check_of_a_tls_port_only_connects(servers: Start, trusting: ssl.SSLContext) -> None:
-    server = await servers("mallory")
+async def test_a_tcp_check_of_a_tls_port_only_connects(tls_servers: Start, client_tls: ssl.SSLContext) -> None:
+    server = await tls_servers("mallory")
     check = HealthCheck(path=None, interval=0.02)
-    async with session_for(server, trusting, tls=True, health_check=check) as session:
+    async with session_for(server, client_tls, tls=True, health_check=check) as session:
         await session.ready()
         await until(lambda: last(session, server) is not None)
         assert last(session, server)["result"] == "ok"
