@@ -37,8 +37,8 @@ class Ejection:
     connections is back with any answer. If it shows nothing (OURS), since its caller gave up, the next one is sent
     after a hundred times as long as it took, at most `interval`. If it fails the node is out for twice as long.
     Attempts that go to nodes which are out because nothing else is left bring them back in the same way, and their
-    failures say nothing new. While no node is usable each of them is due for a probe once a second; when the first
-    one is back the others are due within `interval`.
+    failures say nothing new. While no node is usable each of them is due for a probe twice a second; when the
+    first one is back the others are due within `interval`.
     An active health check that succeeds ends an ejection for failed connections, and no other.
 
     Attributes:

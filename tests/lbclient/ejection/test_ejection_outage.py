@@ -49,11 +49,20 @@ def test_the_others_are_probed_soon_after_the_first_one_is_back_and_the_time_is_
     assert world.node(1).ejected_until == world.now + 60, "as after the first time: it was out once"
 
 
+def test_whoever_is_back_is_found_within_a_second_whatever_the_policy_thinks_of_it() -> None:
+    """A server that was killed with requests under way looks worse than those that only refuse connections."""
+    world = outage("all", *range(6), jitter=0.1)
+    for _ in range(100):
+        for number in range(6):
+            world.end(world.probe(number), Outcome.CONNECT)
+        assert all((world.node(number).ejected_until or 0) <= world.now + 0.6 for number in range(6))
+
+
 def test_an_outage_is_no_storm_of_probes() -> None:
-    """Whoever is due once a second is so for one request each."""
+    """Whoever is due twice a second is so for one request each."""
     world = outage("fail", 1, 2, 3)
     assert world.pick() is None
-    world.now += 1
+    world.now += 0.5
     probes = []
     for _ in range(10):
         node = world.pick()
@@ -64,7 +73,7 @@ def test_an_outage_is_no_storm_of_probes() -> None:
     for probe in probes:
         world.end(probe, Outcome.CONNECT)
     assert world.pick() is None
-    world.now += 1
+    world.now += 0.5
     assert world.pick() is not None
 
 
@@ -73,7 +82,7 @@ def test_fail_and_wait_pick_nobody_until_a_probe_succeeds(panic: Panic) -> None:
     world = outage(panic, 1, 2)
     balancer = world.balancer
     assert (balancer.usable, balancer.fails_fast) == ((), panic == "fail")
-    assert balancer.due_in(world.now) == 1
+    assert balancer.due_in(world.now) == 0.5
     assert world.pick() is None
     assert world.pick(1) is None
     world.end(world.probe(1), Outcome.SUCCESS)
@@ -85,7 +94,7 @@ def test_who_waits_for_another_node_than_the_one_that_is_due_does_not_look_all_t
     world = outage("wait", 1, 2)
     world.now += 1
     assert world.pick(1, 2) is None
-    assert 0.01 < (world.balancer.due_in(world.now) or 0) < 1
+    assert 0.01 < (world.balancer.due_in(world.now) or 0) < 0.5
 
 
 def test_all_is_the_default_and_never_without_a_node() -> None:
@@ -186,8 +195,8 @@ def test_nodes_are_probed_soon_while_a_panic_keeps_requests_from_those_that_are_
         world.see(number, *DOWN)
     assert world.balancer.usable == ()
     assert world.pick() is None
-    assert world.balancer.due_in(world.now) == 1
+    assert world.balancer.due_in(world.now) == 0.5
     world.end(world.probe(0), Outcome.CONNECT)
-    assert world.node(0).ejected_until == world.now + 1
+    assert world.node(0).ejected_until == world.now + 0.5
     world.end(world.probe(1), Outcome.SUCCESS)
     assert len(world.balancer.usable) == 5

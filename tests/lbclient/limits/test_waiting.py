@@ -179,7 +179,9 @@ async def test_who_may_take_a_node_that_those_ahead_may_not_is_not_held_up(nodes
         async with crowd(
             source, policy=policy, limits=Limits(per_node=2), ejection=Ejection(connect_failures=1)
         ) as requests:
-            await requests.start("/held", "/dropped", "/1", "/2")
+            await requests.start("/held")
+            await until(lambda: paths(good) == ["/held"])
+            await requests.start("/dropped", "/1", "/2")
             await ejected.listen()
             assert node_of(requests.session, ejected.address)["state"] == "ejected"
             assert waiting(requests.session) == 2
