@@ -66,9 +66,10 @@ storm: $(READY) ## a minute of random faults and churn at 100 requests a second 
 	LBCLIENT_SOAK_SECONDS=$(or $(SECONDS),60) LBCLIENT_SOAK_SEED=$${RANDOM_SEED:-$$(date +%s)} \
 		$(BIN)/python -m pytest -q -s tests/proofs/test_storm.py $(ARGS)
 
-soak: $(READY) ## ten minutes of random changes, faults and disasters on real registries and servers (SECONDS=n for each)
+soak: $(READY) ## ten minutes of random faults and churn under load, then disasters on real registries (SECONDS=n for each)
+	$(MAKE) --no-print-directory storm SECONDS=$(or $(SECONDS),600)
 	LBCLIENT_SOAK_SECONDS=$(or $(SECONDS),150) LBCLIENT_SOAK_SEED=$${RANDOM_SEED:-$$(date +%s)} \
-		$(BIN)/python -m pytest tests/discovery/test_convergence.py tests/proofs/test_storm.py $(ARGS)
+		$(BIN)/python -m pytest -q -s tests/discovery/test_convergence.py $(ARGS)
 
 clean: ## remove the virtual environment and all caches of this folder
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
