@@ -141,7 +141,7 @@ MODULES = {
     "lbclient.tried": "attempt",
     "lbclient.health.checker": "health.asking health.health_check health.state health.target node side_requests",
     "lbclient.hedging.race": (
-        "attempt hedging.entrant hedging.hedge hedging.latencies hedging.raced outcome passage retrying tried"
+        "attempt call hedging.entrant hedging.hedge hedging.latencies hedging.raced outcome passage retrying tried"
     ),
     "lbclient.policies.hashing": "call node options policies.bounded_load policies.keys",
     "lbclient.policies.least_request": "call node options policies.loads policies.smooth policies.turns",
