@@ -138,6 +138,7 @@ MODULES = {
     "lbclient.policies.smooth": "node policies.turns",
     "lbclient.routing.announcer": "routing.lines routing.portion",
     "lbclient.routing.zones": "node routing.portion",
+    "lbclient.timed": "attempt",
     "lbclient.tried": "attempt",
     "lbclient.health.checker": "health.asking health.health_check health.state health.target node side_requests",
     "lbclient.hedging.race": (
@@ -189,7 +190,7 @@ MODULES = {
         "attempt balancer call errors hedging inquiries limits.lifetimes limits.slots limits.throttle "
         "node outcome passage policies refusals retrying route settings discovery"
     ),
-    "lbclient.exchange": "attempt errors outcome passage refusals resending retrying service tried",
+    "lbclient.exchange": "attempt errors outcome passage refusals resending retrying service timed tried",
     "lbclient.transport": (
         "drain ejection errors exchange health hedging limits options outcome passage policies "
         "resending retrying routing service settings discovery"

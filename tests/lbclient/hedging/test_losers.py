@@ -205,7 +205,7 @@ async def test_how_long_it_took_is_learned() -> None:
 
 
 def once(condition: Callable[[], bool], answer: Any) -> Any:
-    """Answer when the condition holds: who has not been sent when the other one wins is no loser with an answer."""
+    """Answer when the condition holds: what was not sent when the other one wins is not answered."""
 
     async def late(request: web.BaseRequest) -> web.StreamResponse:
         await until(condition)
