@@ -97,6 +97,7 @@ MODULES = {
     "lbclient.routing.where": "discovery",
     "lbclient.health.health_check": "options",
     "lbclient.hedging.hedge": "options",
+    "lbclient.hops": "passage",
     "lbclient.limits.limits": "options",
     "lbclient.load_reporter": "load_report options",
     "lbclient.outcome": "errors",
@@ -192,7 +193,7 @@ MODULES = {
     ),
     "lbclient.exchange": "attempt errors outcome passage refusals resending retrying service timed tried",
     "lbclient.transport": (
-        "drain ejection errors exchange health hedging limits options outcome passage policies "
+        "drain ejection errors exchange health hedging hops limits options outcome passage policies "
         "resending retrying routing service settings discovery"
     ),
     "lbclient.session": (
