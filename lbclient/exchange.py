@@ -13,6 +13,7 @@ from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 
 from lbclient.attempt import Attempt
 from lbclient.errors import AttemptsFailed, LBError, NodeLeft
+from lbclient.file_bodies import IN_MEMORY, take_turns
 from lbclient.outcome import Outcome, asked, classify, classify_answer
 from lbclient.passage import Passage, timer
 from lbclient.refusals import no_endpoints
@@ -93,6 +94,9 @@ class Exchange:
         answer: ClientResponse | None = None
         hedging = service.hedging
         hedging = None if hedging is None or not hedging.suits(self.req) else hedging
+        body = self.req.body
+        if type(body) not in IN_MEMORY:
+            take_turns(body)
         try:
             attempt = service.begin(call) or await self._wait()
             while True:

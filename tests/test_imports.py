@@ -82,13 +82,14 @@ MODULES = {
     ),
     "discovery.registrar": "registrar.registrar",
     "lbclient.errors": "",
+    "lbclient.file_bodies": "",
     "lbclient.hedging.latencies": "",
     "lbclient.load_report": "",
     "lbclient.metrics": "",
     "lbclient.options": "",
     "lbclient.passage": "",
     "lbclient.policies.keys": "",
-    "lbclient.resending": "",
+    "lbclient.resending": "file_bodies",
     "lbclient.retrying.pushback": "",
     "lbclient.retrying.replay": "",
     "lbclient.routing.lines": "",
@@ -191,7 +192,9 @@ MODULES = {
         "attempt balancer call errors hedging inquiries limits.lifetimes limits.slots limits.throttle "
         "node outcome passage policies refusals retrying route settings discovery"
     ),
-    "lbclient.exchange": "attempt errors outcome passage refusals resending retrying service timed tried",
+    "lbclient.exchange": (
+        "attempt errors file_bodies outcome passage refusals resending retrying service timed tried"
+    ),
     "lbclient.transport": (
         "drain ejection errors exchange health hedging hops limits options outcome passage policies "
         "resending retrying routing service settings discovery"
