@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -123,6 +124,19 @@ class Attempt:
         if self.conn is not None:
             # The nodes know their attempts: a strong reference would keep a response that its owner has lost.
             self._followed = ref(response), on_break
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Not to count as under way, for as long as another one is chosen that takes its place."""
+        node = self.node
+        node.in_flight -= 1
+        node.group.in_flight -= 1
+        try:
+            yield
+        finally:
+            node.in_flight += 1
+            # It may be another one now.
+            node.group.in_flight += 1
 
     def land(self) -> None:
         """The connection is free again, or there will be none: the attempt is over. Doing it twice is harmless."""

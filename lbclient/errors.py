@@ -43,19 +43,19 @@ class AttemptsFailed(LBError):  # noqa: N818 - as above
 class LimitReached(LBError):  # noqa: N818 - as above
     """No slot came free in time, or too many requests wait for one; the message names the option.
 
-    No attempt was made for which it is raised; those that were made before are in `attempts(error)`.
+    Nothing was sent. A request that was sent before ends with what came of that.
     """
 
 
 class Throttled(LBError):  # noqa: N818 - as above
-    """The servers refuse so much that the request was not sent at all: see `Throttle`."""
+    """The servers refuse so much that the request, or its hop after a redirect, was not sent: see `Throttle`."""
 
 
 class SessionClosing(LBError):  # noqa: N818 - as above
     """The session, or the balancer in it, is being closed, or was: it makes no further attempts.
 
     A request that was under way has it only if it had no answer yet when the time to drain was over. It may have
-    been sent by then: `attempts(error)` says so.
+    been sent by then: `attempts(error)` says so. One that waited to be tried again ends with what it had.
     """
 
 

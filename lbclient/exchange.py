@@ -12,13 +12,15 @@ import aiohttp
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 
 from lbclient.attempt import Attempt
-from lbclient.errors import AttemptsFailed
+from lbclient.errors import AttemptsFailed, LBError, NodeLeft
+from lbclient.file_bodies import IN_MEMORY, take_turns
 from lbclient.outcome import Outcome, asked, classify, classify_answer
 from lbclient.passage import Passage, timer
 from lbclient.refusals import no_endpoints
 from lbclient.resending import repeated_by_aiohttp, settle
 from lbclient.retrying import Retries, retry_after
 from lbclient.service import Service
+from lbclient.timed import timed, was_silent
 from lbclient.tried import in_words, keep, tell
 
 __all__ = ["Exchange"]
@@ -29,8 +31,8 @@ _ERROR = 400
 # Reading it from the class takes longer, and each request needs it.
 _SUCCESS = Outcome.SUCCESS
 _TOO_MANY_REQUESTS = 429
-# A node that was silent for so much of the request's whole time is why the deadline was missed.
-_MOST_OF_IT = 0.5
+# Seconds before the deadline at which a further attempt is not waited for any more.
+_SPARE = 0.02
 _UNTRUSTED = (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch)
 
 
@@ -92,16 +94,20 @@ class Exchange:
         answer: ClientResponse | None = None
         hedging = service.hedging
         hedging = None if hedging is None or not hedging.suits(self.req) else hedging
+        body = self.req.body
+        if type(body) not in IN_MEMORY:
+            take_turns(body)
         try:
+            attempt = service.begin(call) or await self._wait()
             while True:
-                attempt = service.begin(call) or await self._wait()
                 self.attempt = attempt
                 self.tries.append(attempt)
                 try:
                     response = await (self.send(attempt, self.req) if hedging is None else hedging.race(self))
                 except BaseException as error:
                     pause = self._after_error(error)
-                    if pause is None:
+                    another = None if pause is None else await self._begin_another(pause, error)
+                    if another is None:
                         final = self._final(error)
                         if final is error:
                             raise
@@ -109,19 +115,20 @@ class Exchange:
                 else:
                     try:
                         pause = self._after_answer(response)
+                        another = None if pause is None else await self._begin_another(pause, response)
                     except BaseException:
-                        # A function of the user's raised.
+                        # A function of the user's raised, or it was cancelled in the pause.
                         response.close()
                         self.attempt.land()
                         raise
-                    if pause is None:
+                    if another is None:
+                        if self.attempt.conn is not None:
+                            self.attempt.follow(response, service.observe)
+                        keep(response, self.tries)
                         answer = response
                         return response
+                attempt = another
                 service.ledger.retries += 1
-                await settle(self.req)
-                if pause:
-                    await sleep(pause)
-                call.now = time.monotonic()
         finally:
             self._on_end(self.passage, answer)
             self._restore()
@@ -149,15 +156,61 @@ class Exchange:
         if self._deadline_header is not None and self.passage.deadline is not None:
             left = max(0.0, self.passage.deadline - time.monotonic())
             req.headers[self._deadline_header] = str(int(left * 1000))
-        if self.service.settings.attempt_timeout is None:
-            # One coroutine less, and the usual case.
-            return self._handler(req)
-        return self._timed(attempt, req)
+        limit = self.service.settings.attempt_timeout
+        # Without one there is one coroutine less, and that is the usual case.
+        return self._handler(req) if limit is None else timed(self._handler(req), limit, attempt)
 
     def join(self, hedge: Attempt) -> None:
         """A hedge has begun: it is one of the attempts."""
         self.tries.append(hedge)
         self._further().count()
+
+    async def _begin_another(self, pause: float, last: ClientResponse | BaseException) -> Attempt | None:
+        """Begin a further attempt after so many seconds; None if it cannot, for a reason that is no server's.
+
+        What the last attempt brought is not given up before: it says more than that reason.
+        """
+        if pause:
+            await sleep(pause)
+        service, before = self.service, self.attempt
+        self.call.now = time.monotonic()
+        why = "no slot is free"
+        try:
+            if before.conn is None:
+                another = service.begin(self.call) or await self._wait_again()
+            else:
+                # The rest of its answer is on the way and has a slot: to wait with that is to wait for oneself.
+                another = service.begin_instead(self.call, before)
+        except (LBError, TimeoutError) as error:
+            # A node that left has said nothing, and after the deadline nobody can read an answer.
+            if isinstance(last, NodeLeft if isinstance(error, LBError) else ClientResponse):
+                raise
+            another, why = None, in_words(error, self.url)
+        if another is None:
+            self._not_again(why)
+            return None
+        if isinstance(last, ClientResponse):
+            # The connection is kept if the whole body is there already.
+            last.release()
+            before.land()
+        try:
+            await settle(self.req)
+        except BaseException:
+            service.give_back(another)
+            raise
+        return another
+
+    async def _wait_again(self) -> Attempt | None:
+        """Wait for a slot; None if there is none just before the deadline, when an answer can still be read."""
+        deadline = self.passage.deadline
+        left = None if deadline is None else max(0.0, deadline - _SPARE - self.call.now)
+        try:
+            async with asyncio.timeout(left) as limit:
+                return await self._wait()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            return None
 
     async def _wait(self) -> Attempt:
         try:
@@ -176,17 +229,6 @@ class Exchange:
         wait = round(time.monotonic() - call.now, 1)
         return str(no_endpoints(service.name, service.watcher, service.balancer, tried=len(call.tried), wait=wait))
 
-    async def _timed(self, attempt: Attempt, req: ClientRequest) -> ClientResponse:
-        limit = self.service.settings.attempt_timeout
-        try:
-            async with asyncio.timeout(limit) as deadline:
-                return await self._handler(req)
-        except TimeoutError as error:
-            if not deadline.expired() or isinstance(error, aiohttp.ServerTimeoutError):
-                raise
-            expired = aiohttp.SocketTimeoutError if attempt.sent else aiohttp.ConnectionTimeoutError
-            raise expired(f"{attempt.node.address} gave no answer within {limit:g} s") from error
-
     def _after_error(self, error: BaseException) -> float | None:
         """Seconds until the next attempt, or None if this error is the last word."""
         attempt, call = self.attempt, self.call
@@ -194,7 +236,7 @@ class Exchange:
         attempt.land()
         said = self._ask(error)
         outcome = said or classify(error)
-        if said is None and outcome is Outcome.OURS and self._was_silent(error):
+        if said is None and outcome is Outcome.OURS and was_silent(error, attempt, self.req, self.passage.total):
             outcome = Outcome.TIMEOUT
         self.service.observe(attempt, outcome)
         call.tried = (*call.tried, attempt.node)
@@ -230,14 +272,7 @@ class Exchange:
                 self.call.tried = (*self.call.tried, attempt.node)
                 # Who limits the rate of a client mostly does so for all nodes together.
                 everywhere = status == _TOO_MANY_REQUESTS
-                pause = self._pause(outcome, asked=retry_after(response.headers), everywhere=everywhere)
-                if pause is not None:
-                    # The connection is kept if the whole body is there already.
-                    response.release()
-                    return pause
-        if attempt.conn is not None:
-            attempt.follow(response, service.observe)
-        keep(response, self.tries)
+                return self._pause(outcome, asked=retry_after(response.headers), everywhere=everywhere)
         return None
 
     def _ask(self, result: ClientResponse | BaseException) -> Outcome | None:
@@ -267,20 +302,15 @@ class Exchange:
         pause = further.after(outcome, call.tried, now, sent=attempt.sent, asked=asked, everywhere=everywhere)
         if pause is None:
             if further.refusal:
-                attempt.error = f"{attempt.error}; not tried again: {further.refusal}"
+                self._not_again(further.refusal)
         elif outcome is not Outcome.LEFT and self.service.balancer.exhausted(call.tried):
             # Once more from the beginning.
             call.tried = ()
         return pause
 
-    def _was_silent(self, error: BaseException) -> bool:
-        """Whether the total deadline is over, and most of its time went by at the attempt's node."""
-        total, sent_at = self.passage.total, self.attempt.sent_at
-        if not total or sent_at is None or not isinstance(error, TimeoutError):
-            return False
-        # A body that the caller makes while it is being sent may be what took so long.
-        made_up = getattr(self.req.body, "consumed", False)
-        return not made_up and time.monotonic() - sent_at >= _MOST_OF_IT * total
+    def _not_again(self, why: str) -> None:
+        self.attempt.error = f"{self.attempt.error}; not tried again: {why}"
+        self._further().refusal = why
 
     def _final(self, error: BaseException) -> BaseException:
         # What says nothing by itself, as the total deadline, has a note on its own attempt as well.

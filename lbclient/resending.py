@@ -7,6 +7,8 @@ from typing import Any
 import aiohttp
 from aiohttp import ClientRequest
 
+from lbclient.file_bodies import take_turns
+
 __all__ = ["repeated_by_aiohttp", "settle"]
 
 # Methods that aiohttp by itself sends once more.
@@ -24,5 +26,6 @@ async def settle(req: ClientRequest) -> None:
     """Make a request that failed ready to be sent again."""
     # The cancelled writer rewinds a file body; it must be through before the next one begins.
     await req.close()
+    take_turns(req.body)
     if "Expect" in req.headers:
         req.update_expect_continue()

@@ -89,7 +89,7 @@ class Service:
         self.rng = rng = random.Random()
         limits = settings.limits
         reached = partial(limit_reached, name, limits, balancer)
-        self.slots = Slots(limits, self._begin_waiting, self._give_back, reached, self._due_in)
+        self.slots = Slots(limits, self._begin_waiting, self.give_back, reached, self._due_in)
         self._new_attempt = attempts_within(limits, rng.random)
         self._meter = None if settings.throttle is None else Meter(settings.throttle, rng.random, name)
         self._shared = isinstance(origin, Watcher)
@@ -201,6 +201,14 @@ class Service:
             return None
         return self._begin(call)
 
+    def begin_instead(self, call: Call, held: Attempt) -> Attempt | None:
+        """Begin an attempt in the place of one that ends for it; None if there is no room even so."""
+        slots = self.slots
+        if slots.waiting or slots.in_flight > slots.most or not self.balancer.nodes:
+            return None
+        with held.aside():
+            return self._begin(call)
+
     def _begin(self, call: Call) -> Attempt | None:
         node = self.balancer.pick(call)
         if node is None:
@@ -248,7 +256,8 @@ class Service:
     def _due_in(self) -> float | None:
         return self.balancer.due_in(time.monotonic())
 
-    def _give_back(self, attempt: Attempt) -> None:
+    def give_back(self, attempt: Attempt) -> None:
+        """End an attempt of which nothing will be sent, since its request was cancelled."""
         attempt.land()
         self.observe(attempt, Outcome.OURS)
 

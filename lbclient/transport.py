@@ -21,6 +21,7 @@ from lbclient.errors import SessionClosing
 from lbclient.exchange import Exchange
 from lbclient.health import HealthCheck
 from lbclient.hedging import Hedge
+from lbclient.hops import Hop, Hops
 from lbclient.limits import Limits, Throttle
 from lbclient.options import at_least, service_host
 from lbclient.outcome import Classifier
@@ -103,6 +104,8 @@ class BalancingMiddleware:
         self._passing = 0
         # Requests whose last answer was a redirect: until they end there may be another hop.
         self._redirected: WeakSet[Passage] = WeakSet()
+        # The same in a session of somebody else, where each hop has a passage of its own.
+        self._hops = Hops()
         self._ended: asyncio.Event | None = None
         self._services: dict[str, Service] = {}
         for name, origin in services.items():
@@ -165,6 +168,7 @@ class BalancingMiddleware:
                 await asyncio.gather(*(service.close() for service in self._services.values()))
             finally:
                 self._drain.close()
+                self._hops.clear()
                 self._session = None
 
     async def _quiet(self, seconds: float) -> None:
@@ -178,7 +182,7 @@ class BalancingMiddleware:
                     if self._passing or any(service.slots.in_flight for service in self._services.values()):
                         self._ended.clear()
                         await self._ended.wait()
-                    elif self._redirected:
+                    elif self._redirected or self._hops.awaited():
                         await asyncio.sleep(_LOOK_AGAIN)
                     else:
                         return
@@ -229,14 +233,19 @@ class BalancingMiddleware:
             raise TypeError(f"a key must be a string, not {key!r}")
 
         def keyed(req: ClientRequest, handler: ClientHandlerType) -> Awaitable[ClientResponse]:
-            return Passage(self.pass_on, key)(req, handler)
+            return self._send_hop(Hop(self.pass_on, key), req, handler)
 
         return keyed
 
     def __call__(self, req: ClientRequest, handler: ClientHandlerType) -> Awaitable[ClientResponse]:
         """Called by aiohttp for each hop of each request."""
         # What the request itself was given as its time-out cannot be seen from here; a wrong one would do harm.
-        return Passage(self.pass_on)(req, handler)
+        return self._send_hop(Hop(self.pass_on), req, handler)
+
+    def _send_hop(self, hop: Hop, req: ClientRequest, handler: ClientHandlerType) -> Awaitable[ClientResponse]:
+        if self._hops.tasks:
+            hop.begun = self._hops.take()
+        return self.pass_on(req, handler, hop)
 
     def pass_on(
         self, req: ClientRequest, handler: ClientHandlerType, passage: Passage
@@ -262,7 +271,10 @@ class BalancingMiddleware:
         """A hop has ended, with this answer if any."""
         self._passing -= 1
         if response is not None and response.status in _REDIRECTS:
-            self._redirected.add(passage)
+            if isinstance(passage, Hop):
+                self._hops.add()
+            else:
+                self._redirected.add(passage)
         if self._ended is not None:
             self._ended.set()
 

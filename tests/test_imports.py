@@ -82,13 +82,14 @@ MODULES = {
     ),
     "discovery.registrar": "registrar.registrar",
     "lbclient.errors": "",
+    "lbclient.file_bodies": "",
     "lbclient.hedging.latencies": "",
     "lbclient.load_report": "",
     "lbclient.metrics": "",
     "lbclient.options": "",
     "lbclient.passage": "",
     "lbclient.policies.keys": "",
-    "lbclient.resending": "",
+    "lbclient.resending": "file_bodies",
     "lbclient.retrying.pushback": "",
     "lbclient.retrying.replay": "",
     "lbclient.routing.lines": "",
@@ -97,6 +98,7 @@ MODULES = {
     "lbclient.routing.where": "discovery",
     "lbclient.health.health_check": "options",
     "lbclient.hedging.hedge": "options",
+    "lbclient.hops": "passage",
     "lbclient.limits.limits": "options",
     "lbclient.load_reporter": "load_report options",
     "lbclient.outcome": "errors",
@@ -138,10 +140,11 @@ MODULES = {
     "lbclient.policies.smooth": "node policies.turns",
     "lbclient.routing.announcer": "routing.lines routing.portion",
     "lbclient.routing.zones": "node routing.portion",
+    "lbclient.timed": "attempt",
     "lbclient.tried": "attempt",
     "lbclient.health.checker": "health.asking health.health_check health.state health.target node side_requests",
     "lbclient.hedging.race": (
-        "attempt hedging.entrant hedging.hedge hedging.latencies hedging.raced outcome passage retrying tried"
+        "attempt call hedging.entrant hedging.hedge hedging.latencies hedging.raced outcome passage retrying tried"
     ),
     "lbclient.policies.hashing": "call node options policies.bounded_load policies.keys",
     "lbclient.policies.least_request": "call node options policies.loads policies.smooth policies.turns",
@@ -189,9 +192,11 @@ MODULES = {
         "attempt balancer call errors hedging inquiries limits.lifetimes limits.slots limits.throttle "
         "node outcome passage policies refusals retrying route settings discovery"
     ),
-    "lbclient.exchange": "attempt errors outcome passage refusals resending retrying service tried",
+    "lbclient.exchange": (
+        "attempt errors file_bodies outcome passage refusals resending retrying service timed tried"
+    ),
     "lbclient.transport": (
-        "drain ejection errors exchange health hedging limits options outcome passage policies "
+        "drain ejection errors exchange health hedging hops limits options outcome passage policies "
         "resending retrying routing service settings discovery"
     ),
     "lbclient.session": (

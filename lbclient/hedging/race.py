@@ -12,6 +12,7 @@ from aiohttp import BytesPayload, ClientRequest, ClientResponse
 from yarl import URL
 
 from lbclient.attempt import Attempt
+from lbclient.call import Call
 from lbclient.hedging.entrant import Entrant
 from lbclient.hedging.hedge import Hedge
 from lbclient.hedging.latencies import Latencies
@@ -238,13 +239,13 @@ class Hedging:
         attempt.outcome = Outcome.OURS
         attempt.error = _LOST
         attempt.elapsed = time.monotonic() - attempt.started_at
-        task = asyncio.create_task(self._linger(exchange.service, loser, exchange.url))
+        task = asyncio.create_task(self._linger(exchange.service, loser, exchange.url, exchange.call))
         # No `finally` in the coroutine: a task that is cancelled before its first step has none.
         task.add_done_callback(lambda _: self._part(exchange.service, loser))
         self._own(task)
 
-    async def _linger(self, service: RacedService, loser: Entrant, url: URL) -> None:
-        """Let a loser answer, so that its latency is known, and its connection is free again."""
+    async def _linger(self, service: RacedService, loser: Entrant, url: URL, call: Call) -> None:
+        """Let a loser answer: what its head says of its node counts, and its connection is free again."""
         attempt = loser.attempt
         try:
             async with asyncio.timeout(self._hedge.linger):
@@ -253,6 +254,7 @@ class Hedging:
                 loser.told = True
                 attempt.error = "" if outcome is Outcome.SUCCESS else _LOST
                 service.observe(attempt, Outcome.SUCCESS if outcome is Outcome.SUCCESS else Outcome.OURS)
+                service.answered(attempt, response, call)
                 if (response.content_length or 0) <= _LARGEST and response.content.exception() is None:
                     # aiohttp itself frees the connection when the whole body is there, read or not.
                     await response.content.wait_eof()

@@ -5,16 +5,31 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 from hedging_rig import Observed, Script, Status, balancer_of, counts, hedging_of, no_losers, preferring
-from rig import Gate, Prefer, black_hole, drop, expire_ejection, hang, in_flight, local, node_of, ok, until, wire
+from rig import (
+    Gate,
+    Prefer,
+    black_hole,
+    drop,
+    expire_ejection,
+    hang,
+    in_flight,
+    local,
+    node_of,
+    ok,
+    paths,
+    until,
+    wire,
+)
 
 from discovery import Memory
-from lbclient import BalancedSession, Hedge, Outcome, attempts
+from lbclient import BalancedSession, HealthCheck, Hedge, Outcome, attempts
 from lbclient.attempt import Attempt
 
 
@@ -187,6 +202,70 @@ async def test_how_long_it_took_is_learned() -> None:
         await no_losers(session)
         assert observed.of(slow.address) == [Outcome.SUCCESS]
         assert node_of(session, slow.address)["latency"] > 0.1
+
+
+def once(condition: Callable[[], bool], answer: Any) -> Any:
+    """Answer when the condition holds: what was not sent when the other one wins is not answered."""
+
+    async def late(request: web.BaseRequest) -> web.StreamResponse:
+        await until(condition)
+        response: web.StreamResponse = await answer(request)
+        return response
+
+    return late
+
+
+@pytest.mark.parametrize("status", [200, 503])
+async def test_its_head_may_say_that_its_server_is_about_to_stop(status: int) -> None:
+    gate = asyncio.Event()
+    leaving = Status(status, gate, headers=[("X-Draining", "1")])
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        # Checks are to tell nothing here.
+        return await (hang if request.path == "/healthz" else leaving)(request)
+
+    check = HealthCheck(path="/healthz", timeout=30, interval=60, draining_header="X-Draining")
+    async with (
+        local(answer) as slow,
+        local(once(lambda: "/x" in paths(slow), ok)) as fast,
+        preferring(slow.address, fast.address, health_check=check) as session,
+    ):
+        async with session.get("/x"):
+            pass
+        assert node_of(session, slow.address)["state"] == "ready"
+        gate.set()
+        await no_losers(session)
+        assert node_of(session, slow.address)["state"] == "leaving"
+        for _ in range(3):
+            async with session.get("/next"):
+                pass
+        assert (paths(slow).count("/next"), paths(fast).count("/next")) == (0, 3)
+
+
+async def test_its_head_is_shown_to_the_policy_as_of_its_own_time() -> None:
+    class Learning(Prefer):
+        def __init__(self, *addresses: str) -> None:
+            super().__init__(*addresses)
+            self.reports: list[tuple[str, str, float]] = []
+
+        def answered(self, node: Any, response: Any, call: Any) -> None:
+            self.reports.append((node.address, response.headers["X-Load"], call.now))
+
+    gate = asyncio.Event()
+    async with (
+        local(Status(200, gate, headers=[("X-Load", "9")])) as slow,
+        local(once(lambda: bool(slow.seen), Status(200, headers=[("X-Load", "1")]))) as fast,
+    ):
+        policy = Learning(slow.address, fast.address)
+        async with preferring(slow.address, fast.address, policy=policy) as session:
+            async with session.get("/x"):
+                pass
+            won_at = time.monotonic()
+            gate.set()
+            await no_losers(session)
+        (first, load, _), (second, late_load, at) = policy.reports
+        assert [(first, load), (second, late_load)] == [(fast.address, "1"), (slow.address, "9")]
+        assert won_at <= at <= time.monotonic()
 
 
 async def test_how_long_it_took_is_part_of_the_percentile() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from rig import Gate, Prefer, crowd, drop, hang, in_flight, local, node_of, ok, paths, until, waiting
+from rig import Gate, crowd, drop, hang, in_flight, local, node_of, ok, paths, until, waiting
 
 from discovery import Static
 from lbclient import (
@@ -115,17 +115,6 @@ async def test_who_waits_too_long_is_no_nodes_fault() -> None:
         assert (node["failures"], node["requests"], node["state"]) == (0, 1, "ready")
         assert state(requests.session)["limits_reached"] == {"full": 0, "expired": 1}
         assert paths(server) == ["/held"]
-
-
-async def test_a_second_attempt_that_finds_no_slot_tells_of_the_first() -> None:
-    async with local(hang) as full, local(drop) as other:
-        source, policy = Static([full.address, other.address]), Prefer(full.address)
-        async with crowd(source, policy=policy, limits=Limits(per_node=1, wait=0.05)) as requests:
-            await requests.start("/held")
-            with pytest.raises(LimitReached) as caught:
-                await requests.get("/dropped")
-            assert [attempt.endpoint.address for attempt in attempts(caught.value)] == [other.address]
-            assert "ServerDisconnectedError" in caught.value.__notes__[0]
 
 
 async def test_what_the_servers_refuse_is_refused_here_before_an_attempt() -> None:

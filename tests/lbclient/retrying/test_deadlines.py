@@ -16,7 +16,6 @@ from rig import (
     Crowd,
     Local,
     Prefer,
-    crowd,
     drop,
     hang,
     in_flight,
@@ -24,7 +23,6 @@ from rig import (
     node_of,
     ok,
     until,
-    waiting,
     wire,
 )
 
@@ -253,26 +251,27 @@ async def test_an_attempts_own_deadline_is_a_fault_and_the_others_still_have_tim
 
 
 async def test_a_deadline_that_passes_in_the_queue_tells_of_the_attempts_and_the_queue() -> None:
+    """In a session of somebody else, where it is not known before: no body can be read any more then."""
+
     async def overloaded(_: web.BaseRequest) -> web.StreamResponse:
         return web.Response(status=503)
 
-    async with (
-        local(overloaded) as bad,
-        local(hang) as full,
-        crowd(
-            Static([bad.address, full.address]),
-            policy=Prefer(full.address, bad.address),
-            limits=Limits(per_node=1),
-        ) as requests,
-    ):
-        await requests.start("/holds")
-        with pytest.raises(TimeoutError) as caught:
-            await requests.session.get("/x", timeout=0.2)
-        assert [attempt.endpoint.address for attempt in attempts(caught.value)] == [bad.address]
-        slot, first = caught.value.__notes__
-        assert slot == "service 'service': waited for a slot; 1 attempts are in flight"
-        assert "status 503" in first
-        assert waiting(requests.session) == 0
+    async with local(overloaded) as bad, local(hang) as full:
+        source, policy = Static([full.address, bad.address]), Prefer(full.address)
+        async with (
+            BalancingMiddleware({"users": source}, policy=policy, limits=Limits(per_node=1)) as lb,
+            aiohttp.ClientSession(middlewares=(lb,)) as session,
+        ):
+            held = asyncio.ensure_future(session.get("http://users/held")._coro)
+            await until(lambda: len(full.seen) == 1)
+            with pytest.raises(TimeoutError) as caught:
+                await session.get("http://users/x", timeout=aiohttp.ClientTimeout(total=0.2))
+            assert [attempt.endpoint.address for attempt in attempts(caught.value)] == [bad.address]
+            slot, first = caught.value.__notes__
+            assert slot == "service 'users': waited for a slot; 1 attempts are in flight"
+            assert "status 503" in first
+            assert lb.describe()["services"]["users"]["waiting"] == 0
+            held.cancel()
 
 
 async def test_a_deadline_that_passes_before_anything_is_known_tells_of_discovery() -> None:
