@@ -58,6 +58,10 @@ class Standing:
         found: dict[str, Any] = self._session.describe()["services"][self._service]
         return found
 
+    def node(self, address: str) -> dict[str, Any]:
+        """The live state of an endpoint that is listed."""
+        return next(node for node in self.describe()["nodes"] if node["address"] == address)
+
     def look(self) -> list[Change]:
         """What changed. A further ejection of one that was out already, after its probe failed, is a change."""
         changes = []
