@@ -163,7 +163,7 @@ class View:
             Text(bar, "cyan" if node else "dim"),
             Text(str(node["in_flight"]) if node else "-"),
             Text(str(self.connections.open_to(address)) if node else "-"),
-            Text("-" if latency is None else f"{latency * 1000:.1f}"),
+            Text("-" if latency is None else _milliseconds(latency)),
             Text(str(counts.failed), "yellow" if counts.failed else "dim"),
             Text(str(node["ejections"]) if node else "-", "red" if node and node["ejections"] else "dim"),
         ]
@@ -203,6 +203,11 @@ def _table(rows: Sequence[Sequence[Text]], *, bars: bool) -> Table:
     for row in rows:
         table.add_row(*(row if bars else (*row[:_BAR_AT], *row[_BAR_AT + 1 :])))
     return table
+
+
+def _milliseconds(seconds: float) -> str:
+    """Never wider than its column: a server that was silent has a latency above a second."""
+    return f"{seconds * 1000:.1f}" if seconds < 1 else f"{seconds * 1000:.0f}"
 
 
 def _event(event: tuple[float, str]) -> Text:

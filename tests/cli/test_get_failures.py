@@ -65,6 +65,12 @@ async def test_why_it_ended(
     assert [attempt["repeated"] for attempt in earlier] == [followed] * len(earlier)
 
 
+def test_what_was_never_sent_may_be_repeated_whatever_it_is(dead: str) -> None:
+    *earlier, last = told(f"static://{dead}", "/ping", "-d", "x")["attempts"]
+    assert [attempt["because"] for attempt in earlier] == ["nothing was sent"] * 2
+    assert (last["repeated"], last["because"]) == (False, "no more than 3 attempts")
+
+
 def test_explain_tells_why_there_was_another_attempt(both: str, dead: str) -> None:
     statuses = lbclient("get", both, "/status/503", "--explain").err
     again = "status 503; tried again: GET may be sent twice, and its status is one of 429, 502, 503, 504"
