@@ -37,6 +37,9 @@ _KEEPALIVE = 4.0
 _HEDGE = 0.1
 # As a share of the duration; 30 s by default would be longer than all of it.
 _EJECTED = 0.08
+# Seconds; and how often to look, so that no short ejection is missed.
+_SHORTEST = 0.5
+_LOOK = 0.05
 
 
 @click.command()
@@ -121,7 +124,7 @@ async def _play(
         policy="round_robin",
         retry=Retry(statuses={500, 502, 503, 504}),
         hedge=Hedge(after=_HEDGE),
-        ejection=Ejection(base=_EJECTED * scenario.duration),
+        ejection=Ejection(base=max(_SHORTEST, _EJECTED * scenario.duration)),
         connector=connector,
         base_url=f"http://{_SERVICE}/",
     )
@@ -149,19 +152,26 @@ async def _play(
 
 
 async def _perform(view: View, load: Load, table: Console | None) -> None:
-    showing = asyncio.create_task(_draw(view, table) if table else _tell(view))
+    beside = [asyncio.create_task(each) for each in (_draw(view, table) if table else _tell(view), _note(view))]
     loading = asyncio.create_task(load.run())
     try:
         await view.scenario.run(view.standing)
         load.stop()
         await loading
     finally:
-        showing.cancel()
-        loading.cancel()
-        await asyncio.wait([showing, loading])
-    for task in (showing, loading):
+        tasks = [*beside, loading]
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    for task in tasks:
         if not task.cancelled():
             task.result()
+
+
+async def _note(view: View) -> None:
+    while True:
+        view.note_changes()
+        await asyncio.sleep(_LOOK)
 
 
 async def _draw(view: View, console: Console) -> None:
@@ -171,7 +181,6 @@ async def _draw(view: View, console: Console) -> None:
     with Live(frame(), console=console, auto_refresh=False, vertical_overflow="crop") as live:
         try:
             while True:
-                view.note_changes()
                 live.update(frame(), refresh=True)
                 await asyncio.sleep(_REFRESH)
         finally:
@@ -181,7 +190,6 @@ async def _draw(view: View, console: Console) -> None:
 async def _tell(view: View) -> None:
     second = 1
     while True:
-        view.note_changes()
         if view.journal.offset >= second:
             view.journal.line(view.progress())
             second = int(view.journal.offset) + 1

@@ -39,8 +39,8 @@ _LONGEST_LEASE = 1.0
 _SEEN_WITHIN = 15.0
 _DRAINED_WITHIN = 30.0
 _POLL = 0.01
-# With very few requests it takes too long until a server that fails is found.
-_EJECTED_WITHIN = 5.0
+# Seconds; with very few requests it takes long until a server that fails is found.
+_FOUND_WITHIN = 5.0
 
 
 @dataclass(slots=True, eq=False)
@@ -211,16 +211,15 @@ class Scenario:
         await server.backend.fail()
         server.state = "errors"
         self.note(f"{server} answers 500 to everything, at once")
-        because = None
-        deadline = time.monotonic() + _EJECTED_WITHIN
-        while because is None and time.monotonic() < deadline:
-            await asyncio.sleep(_POLL)
-            because = standing.node(address)["ejected_because"]
+        await _until(lambda: standing.node(address)["ejected_because"])
+        because = standing.node(address)["ejected_because"]
         self.failed[address] = because
         await asyncio.sleep(_FAILING * self.duration)
         await server.backend.recover()
         server.state = "running"
         self.note(f"{server.backend.name} works again; the client finds out with one request, its probe")
+        # One act after the other: this one has no requests that could become silent.
+        await _until(lambda: standing.node(address)["state"] == "ready")
 
     async def _silence(self, server: Server, standing: Standing) -> None:
         before = standing.describe()["hedges"]
@@ -229,6 +228,7 @@ class Scenario:
         later = f"{before['delay']:g} s later"
         self.note(f"SIGSTOP {server}, silent from now on; others get its requests {later}")
         await asyncio.sleep(_SILENT * self.duration)
+        await _until(lambda: standing.describe()["hedges"]["won"] > before["won"])
         answered = standing.describe()["hedges"]["won"] - before["won"]
         self.silent[server.backend.address] = answered
         await server.backend.resume()
@@ -271,3 +271,11 @@ class Scenario:
             raise SandboxError(f"the client did not see it within {_SEEN_WITHIN:g} s; it knows {known}") from None
         finally:
             unsubscribe()
+
+
+async def _until(happened: Callable[[], object]) -> None:
+    """Wait for what needs requests; with too few of them the demo goes on without it."""
+    for _ in range(int(_FOUND_WITHIN / _POLL)):
+        if happened():
+            return
+        await asyncio.sleep(_POLL)

@@ -17,6 +17,8 @@ from lbclient.cli.get import get
 from lbclient.cli.settings import PARTS, Settings
 from lbclient.sandbox import Backend
 
+BY_TURNS = ("--policy", "round_robin")
+
 
 def told(*arguments: str) -> dict[str, Any]:
     """What a command says with --json."""
@@ -86,10 +88,11 @@ async def test_a_hedged_race_shows_both_attempts(both: str, servers: list[Backen
     done = lbclient("get", both, "/slow?ms=400", "--hedge", "0.05", "--explain")
     first, second, said, *_ = done.err.splitlines()
     assert await seen(servers) == 2
-    assert first.split()[3] == "success"
     assert "picked by hedge after 50 ms, " in second
-    assert second.endswith(": the other attempt was answered first")
-    assert said.startswith(f"200 OK from {first.split()[2]} in ")
+    # On a busy machine the second one may be faster.
+    winner, loser = (first, second) if "success" in first else (second, first)
+    assert loser.endswith(": the other attempt was answered first")
+    assert said.startswith(f"200 OK from {winner.split()[2]} in ")
 
 
 def test_hedges_are_counted_and_are_no_retries(both: str) -> None:
@@ -102,7 +105,17 @@ def test_hedges_are_counted_and_are_no_retries(both: str) -> None:
 
 
 def test_an_ejection_is_told_with_its_reason(both: str) -> None:
-    arguments = (both, "/status/500", "-n", "20", "--set", "ejection.failures=2", "--set", "ejection.base=9")
+    arguments = (
+        both,
+        "/status/500",
+        "-n",
+        "20",
+        *BY_TURNS,
+        "--set",
+        "ejection.failures=2",
+        "--set",
+        "ejection.base=9",
+    )
     [change] = told(*arguments)["changes"]
     assert (change["state"], change["because"]) == ("ejected", "2 failures in a row, the last: status 500")
     assert 8 < change["seconds"] < 10
@@ -115,7 +128,7 @@ def test_an_ejection_is_told_with_its_reason(both: str) -> None:
 
 
 def test_what_would_have_been_ejected(both: str) -> None:
-    arguments = (both, "/status/500", "-n", "40", "-c", "4", "--set", "ejection.enforce=False")
+    arguments = (both, "/status/500", "-n", "20", *BY_TURNS, "--set", "ejection.enforce=False")
     result = told(*arguments)
     assert (result["changes"], result["would_have_ejected"]) == ([], {"failures": 2})
     assert "would have ejected 2 endpoints: failures" in lbclient("get", *arguments).out
