@@ -1,4 +1,4 @@
-"""`lbclient demo`: requests flow while servers die, leave and arrive, and while the registry is away."""
+"""`lbclient demo`: requests flow while servers die, leave, arrive and fail, and while the registry is away."""
 
 from __future__ import annotations
 
@@ -19,8 +19,12 @@ from lbclient.cli.load import Load
 from lbclient.cli.registries import open_registry
 from lbclient.cli.running import FAILED, Failure, run
 from lbclient.cli.scenario import Scenario
-from lbclient.cli.tally import Tally
+from lbclient.cli.standing import Standing
+from lbclient.cli.tally import Tally, counted
 from lbclient.cli.view import Journal, View, wide
+from lbclient.ejection import Ejection
+from lbclient.hedging import Hedge
+from lbclient.retrying import Retry
 from lbclient.sandbox import SandboxError
 from lbclient.session import BalancedSession
 
@@ -29,6 +33,13 @@ __all__ = ["demo"]
 _SERVICE = "demo"
 _REFRESH = 0.2
 _KEEPALIVE = 4.0
+# Seconds; the slowest answers of a server that works take 0.04 s.
+_HEDGE = 0.1
+# As a share of the duration; 30 s by default would be longer than all of it.
+_EJECTED = 0.08
+# Seconds; and how often to look, so that no short ejection is missed.
+_SHORTEST = 0.5
+_LOOK = 0.05
 
 
 @click.command()
@@ -40,7 +51,7 @@ _KEEPALIVE = 4.0
     help="memory: inside this process; etcd or consul: start one; etcd://host:port/prefix/ or "
     "consul://host:port/name: one that runs, in which the demo leaves nothing behind.",
 )
-@click.option("--duration", type=click.FloatRange(min=2), default=15.0, show_default=True, help="Seconds.")
+@click.option("--duration", type=click.FloatRange(min=2), default=18.0, show_default=True, help="Seconds.")
 @click.option(
     "--rate", type=click.FloatRange(min=1, max=5000), default=200.0, show_default=True, help="Requests per second."
 )
@@ -51,14 +62,19 @@ _KEEPALIVE = 4.0
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object; events go to stderr.")
 @click.pass_obj
 def demo(verbose: bool, /, *, as_json: bool, **options: Any) -> None:
-    """Watch requests flow while servers die, leave and arrive.
+    """Watch requests flow while servers die, leave, arrive and fail.
 
     Servers in processes of their own get a steady load through one BalancedSession. Meanwhile one of them is
-    killed with -9, one is drained, two new ones arrive, and the registry goes away for a while. No request
-    may fail: the exit code is 1 if one did.
+    killed with -9, one is drained, two new ones arrive, one answers 500 to everything, one is stopped (SIGSTOP)
+    and goes on later, and the registry goes away for a while. No request may fail: the exit code is 1 if one did.
 
     One request in ten is a POST. A server that is killed may have processed what it was sent, so these carry an
     Idempotency-Key: that is what tells the client that they may be sent again.
+
+    The session differs from the default in four options: it tries again after status 500, it sends a second
+    attempt (a "hedge") when there is no answer within 0.1 s, it takes a failing server out for 8 % of the
+    duration instead of 30 s, and the servers take turns. The default policy would avoid those that fail or are
+    slow before anything is to be seen.
     """
     run(_demo(verbose=verbose, as_json=as_json, **options))
 
@@ -103,13 +119,21 @@ async def _play(
     await scenario.prepare(backends)
     # The session's own connector, but for the counting.
     connector = scenario.connections.connector(limit=0, keepalive_timeout=_KEEPALIVE)
-    session = BalancedSession({_SERVICE: scenario.watcher}, connector=connector, base_url=f"http://{_SERVICE}/")
+    session = BalancedSession(
+        {_SERVICE: scenario.watcher},
+        policy="round_robin",
+        retry=Retry(statuses={500, 502, 503, 504}),
+        hedge=Hedge(after=_HEDGE),
+        ejection=Ejection(base=max(_SHORTEST, _EJECTED * scenario.duration)),
+        connector=connector,
+        base_url=f"http://{_SERVICE}/",
+    )
     await stack.enter_async_context(session)
     await session.ready(10)
     load = Load(session, rate=rate, rng=random.Random(seed))
     view = View(
         session=session,
-        service=_SERVICE,
+        standing=Standing(session, _SERVICE),
         scenario=scenario,
         tally=load.tally,
         connections=scenario.connections,
@@ -120,7 +144,7 @@ async def _play(
     journal.began_at = time.monotonic()
     journal.note(
         f"{backends} servers listed in {scenario.registry.name}; {rate:g} requests/s begin, "
-        "60 % of them take 5 to 40 ms"
+        "by turns; 60 % of them take 5 to 40 ms"
     )
     journal.echo = table is None
     await _perform(view, load, table)
@@ -128,19 +152,26 @@ async def _play(
 
 
 async def _perform(view: View, load: Load, table: Console | None) -> None:
-    showing = asyncio.create_task(_draw(view, table) if table else _tell(view))
+    beside = [asyncio.create_task(each) for each in (_draw(view, table) if table else _tell(view), _note(view))]
     loading = asyncio.create_task(load.run())
     try:
-        await view.scenario.run()
+        await view.scenario.run(view.standing)
         load.stop()
         await loading
     finally:
-        showing.cancel()
-        loading.cancel()
-        await asyncio.wait([showing, loading])
-    for task in (showing, loading):
+        tasks = [*beside, loading]
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    for task in tasks:
         if not task.cancelled():
             task.result()
+
+
+async def _note(view: View) -> None:
+    while True:
+        view.note_changes()
+        await asyncio.sleep(_LOOK)
 
 
 async def _draw(view: View, console: Console) -> None:
@@ -150,7 +181,6 @@ async def _draw(view: View, console: Console) -> None:
     with Live(frame(), console=console, auto_refresh=False, vertical_overflow="crop") as live:
         try:
             while True:
-                view.note_ejections()
                 live.update(frame(), refresh=True)
                 await asyncio.sleep(_REFRESH)
         finally:
@@ -160,7 +190,6 @@ async def _draw(view: View, console: Console) -> None:
 async def _tell(view: View) -> None:
     second = 1
     while True:
-        view.note_ejections()
         if view.journal.offset >= second:
             view.journal.line(view.progress())
             second = int(view.journal.offset) + 1
@@ -186,6 +215,8 @@ def _result(scenario: Scenario, tally: Tally) -> dict[str, Any]:
         "p99_ms": result["p99_ms"],
         "removals": [removal.as_dict() for removal in scenario.removals],
         "added": scenario.added,
+        "failing": [{"address": a, "ejected_because": because} for a, because in scenario.failed.items()],
+        "stopped": [{"address": a, "answered_by_others": count} for a, count in scenario.silent.items()],
         "registry": {"name": registry.name, "url": registry.url, "away_s": scenario.away},
         "errors": tally.errors,
     }
@@ -195,6 +226,8 @@ def _sentence(scenario: Scenario, tally: Tally) -> str:
     why = [removal.why for removal in scenario.removals]
     away = f"away for {scenario.away:.1f} s" if scenario.away is not None else "not stopped"
     return (
-        f"{tally.requests} requests, {tally.failed} failed; {why.count('killed')} backend killed, "
-        f"{why.count('drained')} drained, {len(scenario.added)} added, registry {away}."
+        f"{counted(tally.requests, 'request')}, {tally.failed} failed.\n"
+        f"{counted(why.count('killed'), 'server')} killed, {why.count('drained')} drained, "
+        f"{len(scenario.added)} added, {len(scenario.failed)} failing, {len(scenario.silent)} silent; "
+        f"registry {away}."
     )

@@ -10,9 +10,9 @@ from typing import Any
 
 import aiohttp
 
+from lbclient.cli.hops import hops
 from lbclient.cli.tally import Tally
 from lbclient.session import BalancedSession
-from lbclient.tried import attempts
 
 __all__ = ["Load", "described"]
 
@@ -72,12 +72,11 @@ class Load:
                 await response.read()
         except (aiohttp.ClientError, TimeoutError) as error:
             # A body that broke off has its attempts in the response.
-            tries = attempts(response or error)
-            self.tally.record(tries, 0.0, None, f"{method} {path}: {described(error, _TIMEOUT)}")
+            self.tally.record(hops(response or error), 0.0, None, f"{method} {path}: {described(error, _TIMEOUT)}")
             return
         milliseconds = (time.monotonic() - began_at) * 1000
         failed = f"{method} {path}: status {response.status}" if response.status >= _ERROR else ""
-        self.tally.record(attempts(response), milliseconds, response.status, failed)
+        self.tally.record(hops(response), milliseconds, response.status, failed)
 
 
 def described(error: BaseException, timeout: float) -> str:

@@ -1,4 +1,4 @@
-"""What happens in the demo while the load goes on: servers die, leave and arrive, the registry goes away."""
+"""What happens in the demo while the load goes on: servers come, go and fail, and so does the registry."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ from typing import Any, Literal
 from discovery import Snapshot, Watcher
 from lbclient.cli.connections import Connections
 from lbclient.cli.registries import Registry
+from lbclient.cli.standing import Standing
 from lbclient.cli.tally import counted
 from lbclient.sandbox import Backend, SandboxError
 
 __all__ = ["Removal", "Scenario", "Server"]
 
 # When each event happens, as a share of the demo's duration.
-_KILL = 0.12
-_DRAIN = 0.3
-_ADD = 0.46
-_STOP_REGISTRY = 0.64
-# For how long the registry stays away, as a share of the duration.
-_AWAY = 0.2
+_KILL = 0.08
+_DRAIN = 0.22
+_ADD = 0.32
+_FAIL = 0.4
+_SILENCE = 0.58
+_STOP_REGISTRY = 0.76
+# For how long, as shares of the duration: a server fails after it was taken out, one is silent, and the registry
+# is away.
+_FAILING = 0.03
+_SILENT = 0.12
+_AWAY = 0.14
 
 # Seconds until a dead server's registration is gone, as a share of the duration; a real lease lasts longer.
 _LEASE = 0.07
@@ -33,6 +39,8 @@ _LONGEST_LEASE = 1.0
 _SEEN_WITHIN = 15.0
 _DRAINED_WITHIN = 30.0
 _POLL = 0.01
+# Seconds; with very few requests it takes long until a server that fails is found.
+_FOUND_WITHIN = 5.0
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +48,7 @@ class Server:
     """A backend and what the demo has done to it."""
 
     backend: Backend
-    state: Literal["running", "killed", "draining", "drained"] = "running"
+    state: Literal["running", "killed", "draining", "drained", "errors", "stopped"] = "running"
 
     def __str__(self) -> str:
         return f"{self.backend.name} ({self.backend.address})"
@@ -84,6 +92,9 @@ class Scenario:
         servers: all that were ever started, in that order.
         removals: what was killed and drained.
         added: addresses that arrived during the demo.
+        failed: addresses of those that answered 500 for a while, with the reason why the client took each out;
+            None if it did not.
+        silent: addresses of those that were stopped for a while, with the number of requests that others answered.
         away: seconds for which the registry was stopped; None before.
     """
 
@@ -97,6 +108,8 @@ class Scenario:
     servers: list[Server] = field(default_factory=list)
     removals: list[Removal] = field(default_factory=list)
     added: list[str] = field(default_factory=list)
+    failed: dict[str, str | None] = field(default_factory=dict)
+    silent: dict[str, int] = field(default_factory=dict)
     away: float | None = None
     began_at: float = field(default_factory=time.monotonic)
 
@@ -106,8 +119,8 @@ class Scenario:
         for server in self.servers:
             await self.registry.add(server.backend.address)
 
-    async def run(self) -> None:
-        """Let everything happen."""
+    async def run(self, standing: Standing) -> None:
+        """Let everything happen; `standing` is what the client says of the servers."""
         self.began_at = time.monotonic()
         await self._reach(_KILL)
         await self._kill(self._chosen())
@@ -115,6 +128,10 @@ class Scenario:
         await self._drain(self._chosen())
         await self._reach(_ADD)
         await self._add(2)
+        await self._reach(_FAIL)
+        await self._fail(self._chosen(), standing)
+        await self._reach(_SILENCE)
+        await self._silence(self._chosen(), standing)
         await self._reach(_STOP_REGISTRY)
         if self.registry.stoppable:
             await self._stop_registry()
@@ -189,6 +206,36 @@ class Scenario:
             milliseconds = (time.monotonic() - began_at) * 1000
             self.note(f"{server} started and registered; in use after {milliseconds:.1f} ms")
 
+    async def _fail(self, server: Server, standing: Standing) -> None:
+        address = server.backend.address
+        await server.backend.fail()
+        server.state = "errors"
+        self.note(f"{server} answers 500 to everything, at once")
+        await _until(lambda: standing.node(address)["ejected_because"])
+        because = standing.node(address)["ejected_because"]
+        self.failed[address] = because
+        await asyncio.sleep(_FAILING * self.duration)
+        await server.backend.recover()
+        server.state = "running"
+        self.note(f"{server.backend.name} works again; the client finds out with one request, its probe")
+        # One act after the other: this one has no requests that could become silent.
+        await _until(lambda: standing.node(address)["state"] == "ready")
+
+    async def _silence(self, server: Server, standing: Standing) -> None:
+        before = standing.describe()["hedges"]
+        await server.backend.pause()
+        server.state = "stopped"
+        later = f"{before['delay']:g} s later"
+        self.note(f"SIGSTOP {server}, silent from now on; others get its requests {later}")
+        await asyncio.sleep(_SILENT * self.duration)
+        await _until(lambda: standing.describe()["hedges"]["won"] > before["won"])
+        answered = standing.describe()["hedges"]["won"] - before["won"]
+        self.silent[server.backend.address] = answered
+        await server.backend.resume()
+        server.state = "running"
+        others = f"other servers answered {counted(answered, 'request')} for it"
+        self.note(f"SIGCONT {server.backend.name}, it has its turns again; {others}")
+
     async def _stop_registry(self) -> None:
         stopped_at = time.monotonic()
         await self.registry.stop()
@@ -224,3 +271,11 @@ class Scenario:
             raise SandboxError(f"the client did not see it within {_SEEN_WITHIN:g} s; it knows {known}") from None
         finally:
             unsubscribe()
+
+
+async def _until(happened: Callable[[], object]) -> None:
+    """Wait for what needs requests; with too few of them the demo goes on without it."""
+    for _ in range(int(_FOUND_WITHIN / _POLL)):
+        if happened():
+            return
+        await asyncio.sleep(_POLL)

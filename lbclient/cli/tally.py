@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lbclient.attempt import Attempt
+from lbclient.cli.hops import Hop, is_retried
 from lbclient.outcome import Outcome
 
 __all__ = ["Counts", "Tally", "counted", "percentile"]
@@ -34,7 +34,7 @@ class Tally:
     Attributes:
         requests: requests of the caller, whatever number of attempts each took.
         failed: those that ended with an error or a status of 400 and more.
-        retried: those that took more than one attempt.
+        retried: those of which an attempt was repeated.
         endpoints: the attempts, by address.
         milliseconds: of each request that did not fail, until the end of its body.
         statuses: how often each status came.
@@ -49,11 +49,11 @@ class Tally:
     statuses: Counter[int] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
 
-    def record(self, tries: Sequence[Attempt], milliseconds: float, status: int | None, error: str = "") -> None:
+    def record(self, hops: Sequence[Hop], milliseconds: float, status: int | None, error: str = "") -> None:
         """Count one request; `error` is empty unless it failed."""
         self.requests += 1
-        self.retried += len(tries) > 1
-        for attempt in tries:
+        self.retried += any(is_retried(hop) for hop in hops)
+        for attempt in (attempt for hop in hops for attempt in hop):
             counts = self.endpoints.setdefault(attempt.endpoint.address, Counts())
             counts.requests += 1
             counts.priority = attempt.endpoint.priority

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from lbclient.cli.connections import Connections
 from lbclient.cli.scenario import Scenario, Server
+from lbclient.cli.standing import Standing
 from lbclient.cli.tally import Counts, Tally, counted, percentile
 from lbclient.session import BalancedSession
 
@@ -25,6 +26,7 @@ _BAR = 12
 _BAR_AT = 5
 _FEWEST_EVENTS = 3
 _LINES = 24
+_AROUND = 9
 # With fewer columns the bars are left out.
 _COLUMNS = 98
 _COLOURS = {
@@ -32,6 +34,8 @@ _COLOURS = {
     "killed": "red",
     "draining": "yellow",
     "drained": "blue",
+    "errors": "red",
+    "stopped": "red",
     "ready": "green",
     "ejected": "red",
     "probing": "yellow",
@@ -81,7 +85,7 @@ class View:
 
     Attributes:
         session: what balances.
-        service: the service's name in it.
+        standing: what it says of the servers.
         scenario: the servers and the registry.
         tally: the requests.
         connections: the client's.
@@ -89,30 +93,29 @@ class View:
     """
 
     session: BalancedSession
-    service: str
+    standing: Standing
     scenario: Scenario
     tally: Tally
     connections: Connections
     journal: Journal
-    _ejections: dict[str, int] = field(default_factory=dict)
 
     def nodes(self) -> dict[str, dict[str, Any]]:
         """What the balancer knows of each endpoint that the registry lists, by address."""
-        return {node["address"]: node for node in self.session.describe()["services"][self.service]["nodes"]}
+        return {node["address"]: node for node in self.standing.describe()["nodes"]}
 
-    def note_ejections(self) -> None:
-        """Note what the balancer has taken out since the last time."""
-        nodes = self.nodes()
-        for server in self.scenario.servers:
-            node = nodes.get(server.backend.address, {})
-            ejections = node.get("ejections", 0)
-            if ejections > self._ejections.get(server.backend.name, 0):
-                self.journal.note(f"the client takes {server.backend.name} out: {node['ejected_because']}")
-            self._ejections[server.backend.name] = ejections
+    def note_changes(self) -> None:
+        """Note whom the balancer has taken out since the last time, and whom it has let back in."""
+        names = {server.backend.address: server.backend.name for server in self.scenario.servers}
+        for change in self.standing.look():
+            name = names[change.address]
+            if change.state == "ejected":
+                self.journal.note(f"the client takes {name} out for {change.seconds:.1f} s: {change.because}")
+            else:
+                self.journal.note(f"the client uses {name} again")
 
     def progress(self) -> str:
         """One line for those who cannot see the table."""
-        snapshot = self.session.snapshot(self.service)
+        snapshot = self.session.snapshot()
         return f"{self.totals()}; {counted(len(snapshot.endpoints), 'endpoint')}, registry {snapshot.state}"
 
     def totals(self) -> str:
@@ -126,9 +129,10 @@ class View:
         """Everything, for a terminal of that size."""
         nodes = self.nodes()
         servers = self.scenario.servers
-        # Around the rows: title, head, registry, totals, two empty lines, last sentence, the shell's next line.
-        shown = servers[-max(1, height - 8 - _FEWEST_EVENTS) :]
-        events = self.journal.events[-max(_FEWEST_EVENTS, height - 8 - len(shown)) :]
+        # Around the rows: title, head, registry, totals, two empty lines, last two sentences, the shell's
+        # next line.
+        shown = servers[-max(1, height - _AROUND - _FEWEST_EVENTS) :]
+        events = self.journal.events[-max(_FEWEST_EVENTS, height - _AROUND - len(shown)) :]
         table = _table(self._rows(shown, nodes), bars=width >= _COLUMNS)
         lines = [self._registry(), self._requests(), Text(), *map(_event, events)]
         for line in lines:
@@ -159,7 +163,7 @@ class View:
             Text(bar, "cyan" if node else "dim"),
             Text(str(node["in_flight"]) if node else "-"),
             Text(str(self.connections.open_to(address)) if node else "-"),
-            Text("-" if latency is None else f"{latency * 1000:.1f}"),
+            Text("-" if latency is None else _milliseconds(latency)),
             Text(str(counts.failed), "yellow" if counts.failed else "dim"),
             Text(str(node["ejections"]) if node else "-", "red" if node and node["ejections"] else "dim"),
         ]
@@ -172,7 +176,7 @@ class View:
         return text
 
     def _registry(self) -> Text:
-        snapshot = self.session.snapshot(self.service)
+        snapshot = self.session.snapshot()
         text = Text("registry  ")
         text.append(f"{snapshot.state:<8}", f"bold {_COLOURS[snapshot.state]}")
         text.append(f" version {snapshot.version}, {counted(len(snapshot.endpoints), 'endpoint')}")
@@ -199,6 +203,11 @@ def _table(rows: Sequence[Sequence[Text]], *, bars: bool) -> Table:
     for row in rows:
         table.add_row(*(row if bars else (*row[:_BAR_AT], *row[_BAR_AT + 1 :])))
     return table
+
+
+def _milliseconds(seconds: float) -> str:
+    """Never wider than its column: a server that was silent has a latency above a second."""
+    return f"{seconds * 1000:.1f}" if seconds < 1 else f"{seconds * 1000:.0f}"
 
 
 def _event(event: tuple[float, str]) -> Text:

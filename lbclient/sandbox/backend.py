@@ -25,6 +25,8 @@ _ACTIONS: dict[str, Callable[[DataPort], Awaitable[None]]] = {
     "/refuse": DataPort.refuse,
     "/listen": DataPort.listen,
     "/close-idle": DataPort.close_idle,
+    "/fail": DataPort.fail,
+    "/recover": DataPort.recover,
 }
 
 

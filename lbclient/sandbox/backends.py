@@ -147,6 +147,14 @@ class Backend:
         """Close the keep-alive connections that have no request in progress."""
         await self._tell("/close-idle", port)
 
+    async def fail(self, port: int | None = None) -> None:
+        """Answer every request that comes with 500 at once."""
+        await self._tell("/fail", port)
+
+    async def recover(self, port: int | None = None) -> None:
+        """End what `fail` began."""
+        await self._tell("/recover", port)
+
     async def __aenter__(self) -> Self:
         return self
 

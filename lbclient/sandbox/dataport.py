@@ -28,6 +28,7 @@ class CountingServer(web.Server):
             access_log=None,
         )
         self.stopping = False
+        self.failing = False
         self._answer = handler
         self._stats = stats
         self._open: dict[RequestHandler, asyncio.Transport] = {}
@@ -55,7 +56,7 @@ class CountingServer(web.Server):
         self._stats.request_started(request.method, request.headers.get("X-Request-Id"))
         self._busy.add(request.protocol)
         try:
-            response = await self._answer(request)
+            response = web.Response(status=500) if self.failing else await self._answer(request)
             if self.stopping:
                 response.force_close()
             return response
@@ -101,6 +102,14 @@ class DataPort:
     async def close_idle(self) -> None:
         """Close the keep-alive connections that have no request in progress."""
         self._server.close_idle()
+
+    async def fail(self) -> None:
+        """Answer everything with 500 at once; what is being handled has its own answer."""
+        self._server.failing = True
+
+    async def recover(self) -> None:
+        """End what `fail` began."""
+        self._server.failing = False
 
     async def left(self) -> None:
         """Count the requests from now on as coming too late."""

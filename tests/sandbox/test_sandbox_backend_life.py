@@ -39,6 +39,21 @@ async def test_restart_keeps_the_port_and_forgets_the_counts(session: aiohttp.Cl
         assert (await backend.stat())["requests"] == 1
 
 
+async def test_fail_answers_500_to_what_comes_until_it_recovers(session: aiohttp.ClientSession) -> None:
+    async with await Backend.start("b") as backend:
+        slow = asyncio.create_task(session.get(f"http://{backend.address}/slow?ms=200"))
+        await until(backend.stat, lambda stat: stat["in_flight"] == 1)
+        await backend.fail()
+        for path in ("/ping", "/v1/users/42", "/hang"):
+            async with session.get(f"http://{backend.address}{path}") as response:
+                assert response.status == 500
+        assert (await slow).status == 200
+        await backend.recover()
+        async with session.get(f"http://{backend.address}/ping") as response:
+            assert response.status == 200
+        assert (await backend.stat())["requests"] == 5
+
+
 async def test_terminate_finishes_what_is_in_progress(session: aiohttp.ClientSession) -> None:
     async with await Backend.start("b") as backend:
         async with session.get(f"http://{backend.address}/ping") as response:
