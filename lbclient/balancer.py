@@ -128,7 +128,7 @@ class Balancer:
         held = self._holder(call) if self._has_holders and call.session is not None else None
         if held is not None and call.now < self._probes.next_at + _OVERDUE:
             return held
-        if call.now >= self._probes.next_at and (node := self._probes.take(call, self._limit)) is not None:
+        if (not call.tried or self._is_hopeless()) and (node := self._due(call)) is not None:
             return node
         if held is not None:
             return held
@@ -142,6 +142,18 @@ class Balancer:
             if node.in_flight < self._limit:
                 return node
         return self._pick_another(route, call)
+
+    def _due(self, call: Call) -> Node | None:
+        """An ejected node that is due for its probe, which this attempt is to be."""
+        return self._probes.take(call, self._limit) if call.now >= self._probes.next_at else None
+
+    def _is_hopeless(self) -> bool:
+        """Whether the nodes that are due are no worse than all others.
+
+        If not, a request probes with its first attempt only. Else one could spend all of them on nodes that fail,
+        and where requests are rare, so that all of those are due each time, none would come through.
+        """
+        return self._detector.outage and all(route.panic for route in self.routes)
 
     def _holder(self, call: Call) -> Node | None:
         """The node that a policy keeps for the session, in whatever route it is now."""
@@ -165,6 +177,8 @@ class Balancer:
         if full:
             return None
         # All that are usable were tried. One that is ejected may work again; else one for the second time.
+        if (due := self._due(call)) is not None:
+            return due
         rest = [node for node in self.nodes.values() if _is_open(node) and node not in call.tried] or self.usable
         rest = [node for node in rest if node.in_flight < self._limit]
         return min(rest, key=lambda node: (node.in_flight, self._random())) if rest else None
