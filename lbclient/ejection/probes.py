@@ -26,14 +26,16 @@ class Probes:
     def __init__(self, patience: float) -> None:
         self.next_at = math.inf
         self._patience = patience
+        self._weightless = False
         self._numbers = count()
         # What is out of date in it is dropped when its time has come.
         self._heap: list[tuple[float, int, Node]] = []
         # Of each node the entry that counts.
         self._entries: dict[Node, float] = {}
 
-    def rebuild(self, nodes: Iterable[Node]) -> None:
-        """Take these, all that are ejected, in place of the ones before."""
+    def rebuild(self, nodes: Iterable[Node], *, weightless: bool) -> None:
+        """Take these, all that are ejected, in place of the ones before; of weight 0 only where it says so."""
+        self._weightless = weightless
         due = ((node, self._due_at(node)) for node in nodes)
         self._entries = {node: at for node, at in due if at is not None}
         self._heap = [(at, next(self._numbers), node) for node, at in self._entries.items()]
@@ -79,8 +81,9 @@ class Probes:
             heappush(self._heap, (at, next(self._numbers), node))
 
     def _due_at(self, node: Node) -> float | None:
-        # Weight 0 means no new traffic, and a probe is a request like any other. Who is unhealthy would fail it.
-        willing = node.weight > 0 and node.healthy and not node.leaving and not node.left
+        # Weight 0 means no new traffic, and a probe is a request like any other; but where there is nothing else
+        # such nodes get requests, and would stay out for ever. Who is unhealthy would fail it.
+        willing = (node.weight > 0 or self._weightless) and node.healthy and not node.leaving and not node.left
         if not willing or node.ejected_at is None:
             return None
         # A request without a deadline may wait for ever for a server that is gone, and the node with it.

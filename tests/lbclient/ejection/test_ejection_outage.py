@@ -6,7 +6,7 @@ import logging
 from typing import Any, Literal
 
 import pytest
-from ejection_rig import World
+from ejection_rig import World, endpoints
 
 from lbclient import Routing
 from lbclient.outcome import Outcome
@@ -200,3 +200,36 @@ def test_nodes_are_probed_soon_while_a_panic_keeps_requests_from_those_that_are_
     assert world.node(0).ejected_until == world.now + 0.5
     world.end(world.probe(1), Outcome.SUCCESS)
     assert len(world.balancer.usable) == 5
+
+
+@pytest.mark.parametrize("panic", ["all", "fail", "wait"])
+def test_nodes_of_weight_zero_come_back_where_there_are_no_others(panic: Panic) -> None:
+    """One is out, then both."""
+    world = World(1, 2, routing=Routing(panic=panic))
+    world.update(1, 2, weight=0)
+    world.see(1, *DOWN)
+    world.now += 29
+    assert world.picked() == {2}
+    world.end(world.probe(1), Outcome.SUCCESS)
+    assert world.out() == set()
+    for number in (1, 2):
+        world.see(number, *DOWN)
+    assert world.node(2).ejected_until == world.now + 0.5
+    world.end(world.probe(2), Outcome.SUCCESS)
+    assert world.picked() == {2}
+
+
+@pytest.mark.parametrize("panic", ["fail", "wait"])
+def test_a_node_of_weight_zero_comes_back_while_the_others_are_ill(panic: Panic) -> None:
+    world = World(1, 2, routing=Routing(panic=panic))
+    world.balancer.update([*endpoints(1), *endpoints(2, weight=0)], world.now)
+    world.balancer.set_health(world.node(1), healthy=False, now=world.now)
+    assert world.picked() == {2}
+    world.see(2, *DOWN)
+    assert world.picked() == set()
+    world.end(world.probe(2), Outcome.SUCCESS)
+    assert world.picked() == {2}
+    world.see(2, *DOWN)
+    world.balancer.set_health(world.node(1), healthy=True, now=world.now)
+    world.now += 600
+    assert world.picked() == {1}, "there is no need for it any more"

@@ -149,7 +149,7 @@ class Story:
             for node in self.client.nodes
             if node.ejected_until is not None
             if (node.probe.started_at + 30.0 if node.probing else node.ejected_until) <= self.client.now
-            if node.weight > 0 and node not in been and self.free(node)
+            if (node.weight > 0 or not self.works()) and node not in been and self.free(node)
         ]
 
     def candidates(self, been: tuple[Node, ...]) -> list[Node]:
