@@ -12,6 +12,9 @@ from lbclient.node import Node
 
 __all__ = ["Probes"]
 
+# Entries that are out of date before they are looked for, beside one for each node.
+_SLACK = 100
+
 
 class Probes:
     """The ejected nodes by the time at which they are due.
@@ -38,13 +41,15 @@ class Probes:
         self._weightless = weightless
         due = ((node, self._due_at(node)) for node in nodes)
         self._entries = {node: at for node, at in due if at is not None}
-        self._heap = [(at, next(self._numbers), node) for node, at in self._entries.items()]
-        heapify(self._heap)
+        self._tidy()
         self._note()
 
     def add(self, node: Node) -> None:
         """A node is ejected, or its probe showed nothing."""
         self._push(node)
+        # A probe that ends before its time leaves one that is `patience` seconds away: in an outage two a second.
+        if len(self._heap) > 2 * len(self._entries) + _SLACK:
+            self._tidy()
         self._note()
 
     def take(self, call: Call, limit: float) -> Node | None:
@@ -71,6 +76,10 @@ class Probes:
             heappush(heap, entry)
         self._note()
         return found
+
+    def _tidy(self) -> None:
+        self._heap = [(at, next(self._numbers), node) for node, at in self._entries.items()]
+        heapify(self._heap)
 
     def _push(self, node: Node) -> None:
         at = self._due_at(node)

@@ -109,6 +109,22 @@ def test_probes_that_are_given_up_leave_nothing_behind() -> None:
     assert len(world.balancer._probes._heap) == 1
 
 
+def test_the_probes_of_a_long_outage_leave_nothing_behind() -> None:
+    """Others look for a node while they are under way, and find when those would take too long."""
+    world = World(*range(10), base=300, routing=Routing(panic="fail"))
+    for number in range(10):
+        world.see(number, *[Outcome.CONNECT] * 3)
+    for _ in range(1000):
+        world.now += 0.5
+        probes = []
+        while (node := world.pick()) is not None:
+            probes.append(world.begin(node))
+        assert len(probes) == 10
+        for probe in probes:
+            world.end(probe, Outcome.CONNECT)
+    assert len(world.balancer._probes._heap) < 200
+
+
 def test_who_waits_since_the_others_are_full_is_told_when_a_node_is_due() -> None:
     """Nothing else may happen until then: what is under way at the others may take for ever."""
     world = World(0, 1, limit=1)
