@@ -139,7 +139,6 @@ MODULES = {
     "lbclient.routing.announcer": "routing.lines routing.portion",
     "lbclient.routing.zones": "node routing.portion",
     "lbclient.tried": "attempt",
-    "lbclient.health.checker": "health.asking health.health_check health.state health.target node side_requests",
     "lbclient.hedging.race": (
         "attempt hedging.entrant hedging.hedge hedging.latencies hedging.raced outcome passage retrying tried"
     ),
@@ -160,6 +159,9 @@ MODULES = {
     "lbclient.routing": (
         "routing.announcer routing.lines routing.portion routing.routing routing.slow_start "
         "routing.subset routing.warm_up"
+    ),
+    "lbclient.health.checker": (
+        "health.asking health.health_check health.state health.target node routing side_requests"
     ),
     "lbclient.ejection.ejection": "options routing",
     "lbclient.policies.names": (
