@@ -139,8 +139,10 @@ class Balancer:
         held = self._holder(call) if self._has_holders and call.session is not None else None
         if held is not None and call.now < self._probes.next_at + _OVERDUE:
             return held
-        if (not call.tried or self._is_hopeless()) and (node := self._due(call)) is not None:
-            return node
+        if call.now >= self._probes.next_at and (not call.tried or self._is_hopeless()):
+            node = self._probes.take(call, self._limit)
+            if node is not None:
+                return node
         if held is not None:
             return held
         route = self._routes.only or self._routes.choose(call)
@@ -153,10 +155,6 @@ class Balancer:
             if node.in_flight < self._limit:
                 return node
         return self._pick_another(route, call)
-
-    def _due(self, call: Call) -> Node | None:
-        """An ejected node that is due for its probe, which this attempt is to be."""
-        return self._probes.take(call, self._limit) if call.now >= self._probes.next_at else None
 
     def _is_hopeless(self) -> bool:
         """Whether the nodes that are due are no worse than all others.
@@ -188,7 +186,7 @@ class Balancer:
         if full:
             return None
         # All that are usable were tried. One that is ejected may work again; else one for the second time.
-        if (due := self._due(call)) is not None:
+        if call.now >= self._probes.next_at and (due := self._probes.take(call, self._limit)) is not None:
             return due
         rest = [node for node in self.nodes.values() if _is_open(node) and node not in call.tried] or self.usable
         rest = [node for node in rest if node.in_flight < self._limit]
