@@ -142,7 +142,6 @@ MODULES = {
     "lbclient.routing.zones": "node routing.portion",
     "lbclient.timed": "attempt",
     "lbclient.tried": "attempt",
-    "lbclient.health.checker": "health.asking health.health_check health.state health.target node side_requests",
     "lbclient.hedging.race": (
         "attempt call hedging.entrant hedging.hedge hedging.latencies hedging.raced outcome passage retrying tried"
     ),
@@ -163,6 +162,9 @@ MODULES = {
     "lbclient.routing": (
         "routing.announcer routing.lines routing.portion routing.routing routing.slow_start "
         "routing.subset routing.warm_up"
+    ),
+    "lbclient.health.checker": (
+        "health.asking health.health_check health.state health.target node routing side_requests"
     ),
     "lbclient.ejection.ejection": "options routing",
     "lbclient.policies.names": (

@@ -33,9 +33,10 @@ class Ejection:
     usable, and `Routing.panic` says what happens.
 
     Coming back: after its time one request is the node's probe, and no second one while that is under way, for
-    `base` seconds at most. If it succeeds the node is back, with a slow start; a node that was out for failed
-    connections is back with any answer. If it shows nothing (OURS), since its caller gave up, the next one is sent
-    after a hundred times as long as it took, at most `interval`. If it fails the node is out for twice as long.
+    `base` seconds at most. It is so with its first attempt; further ones go to nodes that work, as long as there
+    are any. If it succeeds the node is back, with a slow start; one that was out for failed connections is back
+    with any answer. If it shows nothing (OURS), since its caller gave up, the next one is sent after a hundred
+    times as long as it took, at most `interval`. If it fails the node is out for twice as long.
     Attempts that go to nodes which are out because nothing else is left bring them back in the same way, and their
     failures say nothing new. While no node is usable each of them is due for a probe twice a second; when the
     first one is back the others are due within `interval`.

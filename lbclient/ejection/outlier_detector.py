@@ -83,7 +83,9 @@ class OutlierDetector:
         """Take in who is there, in what state, and whether a panic keeps all requests back, after any change."""
         self._nodes = nodes
         ejected = [node for node in nodes.values() if node.ejected_at is not None]
-        halted = halted or not any(not node.out and node.weight > 0 for node in nodes.values())
+        # Where no node has a weight those of weight 0 are as good as any.
+        weightless = not any(node.weight > 0 for node in nodes.values())
+        halted = halted or not any(not node.out and (weightless or node.weight > 0) for node in nodes.values())
         outage = bool(nodes) and halted
         if outage is not self.outage:
             self.outage = outage
@@ -94,7 +96,7 @@ class OutlierDetector:
                     # The one that is back would have all requests for as long as the others are out.
                     node.ejected_until = now + self._options.interval * self._random()
         self._ejected = len(ejected)
-        self.probes.rebuild(ejected)
+        self.probes.rebuild(ejected, weightless=weightless or outage)
 
     def observe(self, attempt: Attempt, outcome: Outcome, now: float) -> Collection[Node]:
         """Take in an outcome; returns the nodes that were taken out or let in by it."""

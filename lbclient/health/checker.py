@@ -18,6 +18,7 @@ from lbclient.health.health_check import HealthCheck
 from lbclient.health.state import Verdict
 from lbclient.health.target import Target
 from lbclient.node import Node
+from lbclient.routing import Lines
 from lbclient.side_requests import SideRequests
 
 __all__ = ["Balancing", "Checker"]
@@ -29,8 +30,9 @@ _APART = 0.01
 # Taking in a change costs the balancer time for each node. Those of so many seconds for each node are taken in
 # together: some ten times what it costs.
 _PAUSE_PER_NODE = 1e-5
-# Changes at the same time of which each has a line in the log.
+# Changes at the same time of which each has a line in the log, and lines in a minute.
 _LINES = 10
+_LINES_PER_MINUTE = 100
 
 
 class Balancing(Protocol):
@@ -85,6 +87,7 @@ class Checker:
         self._under_way = 0
         self._timer: asyncio.TimerHandle | None = None
         self._paused = False
+        self._say = Lines(log, name, _LINES_PER_MINUTE).say
         self._changed: dict[Target, str] = {}
         self._telling: asyncio.TimerHandle | None = None
         # Checks that were cancelled at the end.
@@ -243,23 +246,18 @@ class Checker:
                 if (node.healthy, node.leaving) != (state.healthy, state.leaving):
                     lines += 1
                     if lines <= _LINES:
-                        self._log(target, why)
+                        self._log(target, why, now)
                     self._balancing.set_health(node, healthy=state.healthy, now=now)
                     self._balancing.set_leaving(node, leaving=state.leaving, now=now)
                 if target.confirmed >= self._check.healthy_threshold and node.ejected_at == target.ejected_at:
                     self._balancing.health_confirmed(node, now)
         if lines > _LINES:
             unfit = sum(not t.state.healthy or t.state.leaving for t in self._targets.values())
-            log.warning(
-                "%s: %d further nodes changed; %d of %d unfit",
-                self.name,
-                lines - _LINES,
-                unfit,
-                len(self._targets),
-            )
+            said = "%d further nodes changed; %d of %d unfit"
+            self._say(now, logging.WARNING, said, lines - _LINES, unfit, len(self._targets))
         self._on_change()
 
-    def _log(self, target: Target, why: str) -> None:
+    def _log(self, target: Target, why: str, now: float) -> None:
         node, state = target.node, target.state
         if node.healthy != state.healthy:
             level = logging.INFO if state.healthy else logging.WARNING
@@ -269,4 +267,4 @@ class Checker:
             said = "about to stop" if state.leaving else "not about to stop any more"
         rows = state.successes or state.failures
         row = f" ({rows} in a row)" if rows > 1 else ""
-        log.log(level, "%s: %s is %s: %s%s", self.name, node.address, said, why, row)
+        self._say(now, level, "%s is %s: %s%s", node.address, said, why, row)

@@ -6,7 +6,7 @@ import logging
 from typing import Any, Literal
 
 import pytest
-from ejection_rig import World
+from ejection_rig import World, endpoints
 
 from lbclient import Routing
 from lbclient.outcome import Outcome
@@ -200,3 +200,83 @@ def test_nodes_are_probed_soon_while_a_panic_keeps_requests_from_those_that_are_
     assert world.node(0).ejected_until == world.now + 0.5
     world.end(world.probe(1), Outcome.SUCCESS)
     assert len(world.balancer.usable) == 5
+
+
+@pytest.mark.parametrize("panic", ["all", "fail", "wait"])
+def test_nodes_of_weight_zero_come_back_where_there_are_no_others(panic: Panic) -> None:
+    """One is out, then both."""
+    world = World(1, 2, routing=Routing(panic=panic))
+    world.update(1, 2, weight=0)
+    world.see(1, *DOWN)
+    world.now += 29
+    assert world.picked() == {2}
+    world.end(world.probe(1), Outcome.SUCCESS)
+    assert world.out() == set()
+    for number in (1, 2):
+        world.see(number, *DOWN)
+    assert world.node(2).ejected_until == world.now + 0.5
+    world.end(world.probe(2), Outcome.SUCCESS)
+    assert world.picked() == {2}
+
+
+@pytest.mark.parametrize("panic", ["fail", "wait"])
+def test_a_node_of_weight_zero_comes_back_while_the_others_are_ill(panic: Panic) -> None:
+    world = World(1, 2, routing=Routing(panic=panic))
+    world.balancer.update([*endpoints(1), *endpoints(2, weight=0)], world.now)
+    world.balancer.set_health(world.node(1), healthy=False, now=world.now)
+    assert world.picked() == {2}
+    world.see(2, *DOWN)
+    assert world.picked() == set()
+    world.end(world.probe(2), Outcome.SUCCESS)
+    assert world.picked() == {2}
+    world.see(2, *DOWN)
+    world.balancer.set_health(world.node(1), healthy=True, now=world.now)
+    world.now += 600
+    assert world.picked() == {1}, "there is no need for it any more"
+
+
+def test_thousands_that_go_down_and_come_back_are_taken_in_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To make the routes anew takes 10 ms at 10 000 nodes: once for each of them, it would be all that is done."""
+    world = World(*range(2000), jitter=0.1, routing=Routing(panic="wait"))
+    balancer, made, regroup = world.balancer, 0, world.balancer._regroup
+
+    def counted(*args: float, **options: bool) -> None:
+        nonlocal made
+        made += 1
+        regroup(*args, **options)
+
+    monkeypatch.setattr(balancer, "_regroup", counted)
+    for number in range(2000):
+        world.see(number, *DOWN)
+        world.now += 0.0001
+        if number != 1999:
+            assert world.pick() is not None
+    assert made <= 0.2 / 0.02 + 1
+    assert 0 < (balancer.due_in(world.now) or 0) < 0.1, "who waits looks again when they are taken in"
+    world.now += 0.02
+    assert world.pick() is None
+    assert (balancer.usable, len(world.out())) == ((), 2000)
+    made = 0
+    for number in range(2000):
+        world.now += 0.0001
+        balancer.health_confirmed(world.node(number), world.now)
+    assert made <= 0.2 / 0.02 + 1
+    world.now += 0.02
+    world.pick()
+    assert len(balancer.usable) == 2000
+    world.see(7, *DOWN)
+    world.now += 0.02
+    world.see(7, Outcome.SUCCESS)
+    world.see(8, *DOWN)
+    assert world.balancer.as_dict(world.now)["usable"] == 1999, "who looks sees what is"
+
+
+def test_a_single_node_of_thousands_is_taken_out_at_once() -> None:
+    world = World(*range(2000))
+    world.now += 1
+    world.see(7, *DOWN)
+    assert world.node(7) not in world.balancer.usable
+    world.now += 30
+    assert world.pick() is world.node(7)
+    world.see(7, Outcome.SUCCESS)
+    assert world.node(7) in world.balancer.usable

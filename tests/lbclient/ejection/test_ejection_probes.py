@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from ejection_rig import World
+from ejection_rig import World, endpoints
 
+from lbclient import Routing
+from lbclient.node import Node
 from lbclient.outcome import Outcome
 
 
@@ -22,6 +24,54 @@ def test_a_probe_that_never_ends_does_not_keep_its_node_out_for_ever() -> None:
     assert world.node(0).probe is probe
     world.end(probe, Outcome.SUCCESS)
     assert world.out() == set()
+
+
+def try_thrice(world: World, dead: set[Node]) -> list[Node]:
+    """The nodes that a request goes to, until one of them answers."""
+    tried: list[Node] = []
+    for _ in range(3):
+        node = world.pick(*(int(node.endpoint.host[1:]) for node in tried))
+        assert node is not None
+        tried.append(node)
+        world.see(int(node.endpoint.host[1:]), Outcome.CONNECT if node in dead else Outcome.SUCCESS)
+        if node not in dead:
+            break
+    return tried
+
+
+def test_a_request_is_the_probe_of_one_node_and_not_with_all_of_its_attempts() -> None:
+    """Where requests are rare all nodes that are down are due each time: with three of them none comes through."""
+    world = World(*range(10))
+    dead = {world.node(number) for number in range(3)}
+    for number in range(3):
+        world.see(number, *[Outcome.CONNECT] * 3)
+    for _ in range(20):
+        world.now += 600
+        first, *further = try_thrice(world, dead)
+        assert first in dead
+        assert len(further) == 1
+        assert not dead & set(further)
+
+
+def test_a_request_is_one_probe_also_where_only_nodes_work_that_are_to_get_no_new_ones() -> None:
+    """Those of weight 0 are used since there is nothing else, while the others are due twice a second."""
+    world = World(*range(4))
+    world.balancer.update([*endpoints(0, 1, 2), *endpoints(3, weight=0)], world.now)
+    dead = {world.node(number) for number in range(3)}
+    for number in range(3):
+        world.see(number, *[Outcome.CONNECT] * 3)
+    world.now += 600
+    assert try_thrice(world, dead)[1:] == [world.node(3)]
+
+
+def test_where_nothing_works_each_attempt_is_a_probe() -> None:
+    for routing in (Routing(panic="all"), Routing(panic="fail"), Routing(panic="wait")):
+        world = World(*range(3), routing=routing)
+        for number in range(3):
+            world.see(number, *[Outcome.CONNECT] * 3)
+        world.now += 1
+        assert len(set(try_thrice(world, {world.node(0), world.node(1), world.node(2)}))) == 3
+        assert world.counts["ejections"]["probe"] == 3
 
 
 def test_a_lost_probe_is_followed_by_another_one_after_any_change_of_the_nodes() -> None:
@@ -57,6 +107,22 @@ def test_probes_that_are_given_up_leave_nothing_behind() -> None:
     for _ in range(1000):
         world.end(world.probe(0), Outcome.OURS)
     assert len(world.balancer._probes._heap) == 1
+
+
+def test_the_probes_of_a_long_outage_leave_nothing_behind() -> None:
+    """Others look for a node while they are under way, and find when those would take too long."""
+    world = World(*range(10), base=300, routing=Routing(panic="fail"))
+    for number in range(10):
+        world.see(number, *[Outcome.CONNECT] * 3)
+    for _ in range(1000):
+        world.now += 0.5
+        probes = []
+        while (node := world.pick()) is not None:
+            probes.append(world.begin(node))
+        assert len(probes) == 10
+        for probe in probes:
+            world.end(probe, Outcome.CONNECT)
+    assert len(world.balancer._probes._heap) < 200
 
 
 def test_who_waits_since_the_others_are_full_is_told_when_a_node_is_due() -> None:

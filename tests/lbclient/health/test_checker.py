@@ -458,6 +458,25 @@ def test_a_thousand_changes_are_no_thousand_lines(play: Play, caplog: pytest.Log
     assert lines[-1] == "users: 990 further nodes changed; 1000 of 1000 unfit"
 
 
+def test_changes_that_come_one_by_one_are_no_thousand_lines_either(
+    play: Play, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All nodes go down, and each is asked at another moment."""
+    caplog.set_level(logging.INFO, "lbclient")
+    world = World(500, interval=5, unhealthy_threshold=1)
+    world.answer = lambda _: FAILED
+
+    async def script() -> None:
+        world.set(*range(500))
+        await asyncio.sleep(5.5)
+        assert not any(node.healthy for node in world.balancer.nodes.values())
+
+    play(world, script())
+    lines = [record.getMessage() for record in caplog.records if record.name.endswith("checker")]
+    assert len(lines) == 101
+    assert lines[-1] == "users: more than 100 changes within a minute: the next ones are logged at DEBUG"
+
+
 def eject(world: World, node: Node) -> None:
     """Connections of requests to the node fail, three in a row."""
     loop = asyncio.get_running_loop()

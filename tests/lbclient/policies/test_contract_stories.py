@@ -137,13 +137,19 @@ class Story:
         return node.in_flight < self.limit
 
     def due(self, been: tuple[Node, ...]) -> list[Node]:
-        """Who is to be probed now, for the first time or since the probe takes too long."""
+        """Who is to be probed now, for the first time or since the probe takes too long.
+
+        An attempt after another one is no probe as long as a node is in, and a usable one was not tried.
+        """
+        inside = any(node.ejected_at is None for node in self.client.nodes)
+        if been and inside and not all(node in been for node in self.client.balancer.usable):
+            return []
         return [
             node
             for node in self.client.nodes
             if node.ejected_until is not None
             if (node.probe.started_at + 30.0 if node.probing else node.ejected_until) <= self.client.now
-            if node.weight > 0 and node not in been and self.free(node)
+            if (node.weight > 0 or not self.works()) and node not in been and self.free(node)
         ]
 
     def candidates(self, been: tuple[Node, ...]) -> list[Node]:
