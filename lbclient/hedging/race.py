@@ -215,7 +215,10 @@ class Hedging:
             attempt.error = in_words(entrant.error, exchange.url)
             attempt.land()
         self._lose(exchange, entrant, outcome)
-        if response is not None:
+        if response is None:
+            # The other server was asked already; after it there may be none.
+            exchange.trusts_others(attempt, entrant.error)
+        else:
             # The connection is kept if the whole body is there already.
             response.release()
             attempt.land()

@@ -73,6 +73,10 @@ class Raced(Protocol):
         """A hedge has begun: it is one of the attempts."""
         ...
 
+    def trusts_others(self, attempt: Attempt, error: BaseException) -> bool:
+        """Whether another server may be asked after this failure; to be asked once for each."""
+        ...
+
     def send(self, attempt: Attempt, req: ClientRequest) -> Awaitable[ClientResponse]:
         """Send the request to the attempt's node."""
         ...
