@@ -203,6 +203,11 @@ class Exchange:
             return None
         return self._pause(outcome) if self.trusts_others(attempt, error) else None
 
+    @property
+    def may_race(self) -> bool:
+        """Whether two servers may be asked at the same time: after one that cannot be trusted only one more is."""
+        return self._retries is None or not self._retries.untrusted
+
     def trusts_others(self, attempt: Attempt, error: BaseException) -> bool:
         """Whether another server may be asked after this failure; to be asked once for each."""
         if not isinstance(error, _UNTRUSTED):

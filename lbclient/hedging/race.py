@@ -115,6 +115,8 @@ class Hedging:
         }
 
     def _has_choice(self, exchange: Raced) -> bool:
+        if not exchange.may_race:
+            return False
         made = sum(attempt.outcome is not Outcome.LEFT for attempt in exchange.tries)
         tried = (*exchange.call.tried, exchange.attempt.node)
         return made < self._retry.attempts and exchange.service.balancer.has_fresh(tried)

@@ -69,6 +69,11 @@ class Raced(Protocol):
         """The logical URL."""
         ...
 
+    @property
+    def may_race(self) -> bool:
+        """Whether two servers may be asked at the same time."""
+        ...
+
     def join(self, hedge: Attempt) -> None:
         """A hedge has begun: it is one of the attempts."""
         ...

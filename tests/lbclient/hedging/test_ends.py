@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import ssl
-from collections.abc import Awaitable, Callable
 from typing import Any
 
-import aiohttp
 import pytest
 from aiohttp import ClientTimeout, TraceConfig, web
 from hedging_rig import Observed, balancer_of, hedging_of, no_losers, preferring, when
-from rig import Gate, Local, black_hole, drop, hang, in_flight, local, ok, until, wire
+from rig import Gate, black_hole, drop, hang, in_flight, local, ok, until, wire
 
 from discovery import Static
 from lbclient import BalancedSession, Budget, Hedge, Outcome, Retry, attempts
@@ -105,19 +102,6 @@ async def test_an_attempt_that_times_out_is_a_failure_of_its_own() -> None:
             async with done, session.get("/x") as response:
                 assert [a.outcome for a in attempts(response)] == [Outcome.FAULT, Outcome.SUCCESS]
             assert observed.of(first.address) == [Outcome.FAULT]
-
-
-async def test_after_a_race_of_two_that_cannot_be_trusted_nobody_else_is_asked(
-    tls_servers: Callable[[str], Awaitable[Local]], client_tls: ssl.SSLContext
-) -> None:
-    servers = [await tls_servers(name) for name in ("mallory", "mallory", "service")]
-    nodes = [server.address for server in servers]
-    # With no delay at all: both begin.
-    async with preferring(*nodes, hedge=Hedge(after=0)) as session:
-        with pytest.raises(aiohttp.ClientConnectorCertificateError) as caught:
-            await session.get("https://service/x", ssl=client_tls)
-        assert [a.outcome for a in attempts(caught.value)] == [Outcome.CONNECT] * 2
-    assert [len(server.names) for server in servers] == [1, 1, 0]
 
 
 async def test_the_callers_deadline_holds_for_the_body_while_a_loser_lingers() -> None:
