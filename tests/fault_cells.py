@@ -174,9 +174,11 @@ async def playing(rig: Rig, kind: Kind) -> AsyncIterator[None]:
             await server.refuse()
         if kind.port == "fill":
             await server.fill()
-    yield
-    for server in faulty:
-        await server.listen()
+    try:
+        yield
+    finally:
+        for server in faulty:
+            await server.listen()
 
 
 async def run(rig: Rig, cells: Iterable[Cell], path: Path, *, at_once: int = 24) -> Results:
