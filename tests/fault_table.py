@@ -48,7 +48,7 @@ _Round = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Way:
-    """In what a request is sent.
+    """How a request is sent.
 
     Attributes:
         hedged: whether the attempts may race.
@@ -191,9 +191,10 @@ def cells(name: str) -> Iterator[Cell]:
 def sample(name: str, way: Way) -> Iterator[Cell]:
     """A bit more than a quarter of all cells with this fault, sent in another way.
 
-    Each method with each of its bodies, at one place of the healthy server that goes round: so each method with a
-    body, and each body, has every place, with every fault. GET, of which there is one body only, has every place
-    by itself. Where the way is a mixture of two that have a sample of their own it is these, and one body.
+    What may be done with a request is decided by its fault, its method and its body together: all of these are
+    there. The place of the healthy server says only how far it goes, and goes round: with every fault each body,
+    and each method that may have one, has every place. So has GET; HEAD has over all faults. Where the way mixes
+    two that have samples of their own, there are GET at every place, and one body.
     """
     for cell in cells(name):
         turn = METHODS.index(cell.method) + BODIES.index(cell.body) + list(KINDS).index(name)

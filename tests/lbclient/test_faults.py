@@ -13,7 +13,7 @@ from fault_kinds import KINDS, Shows
 from fault_rig import FaultServer, started
 from fault_table import BODIES, HEALTHY_AT, METHODS, Way, cells, sample
 
-# In what else the requests of a sample are sent.
+# How the requests of a sample are sent.
 WAYS = [Way(hedged=True), Way(foreign=True), Way(hedged=True, foreign=True)]
 
 
