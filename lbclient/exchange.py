@@ -243,13 +243,21 @@ class Exchange:
         retry = self.service.settings.retry
         if not retry.repeats_error(outcome, error, self.req, sent=attempt.sent, said=said is not None):
             return None
-        if isinstance(error, _UNTRUSTED):
-            # Each further one of the same node would say the same.
-            level = logging.WARNING if attempt.node.connect_failures <= 1 else logging.DEBUG
-            log.log(level, "%s: %s cannot be trusted: %s", self.service.name, attempt.node.address, error)
-            if not self._further().after_untrusted(call.tried):
-                return None
-        return self._pause(outcome)
+        return self._pause(outcome) if self.trusts_others(attempt, error) else None
+
+    @property
+    def may_race(self) -> bool:
+        """Whether two servers may be asked at the same time: after one that cannot be trusted only one more is."""
+        return self._retries is None or not self._retries.untrusted
+
+    def trusts_others(self, attempt: Attempt, error: BaseException) -> bool:
+        """Whether another server may be asked after this failure; to be asked once for each."""
+        if not isinstance(error, _UNTRUSTED):
+            return True
+        # Each further one of the same node would say the same.
+        level = logging.WARNING if attempt.node.connect_failures <= 1 else logging.DEBUG
+        log.log(level, "%s: %s cannot be trusted: %s", self.service.name, attempt.node.address, error)
+        return self._further().after_untrusted(self.call.tried)
 
     def _after_answer(self, response: ClientResponse) -> float | None:
         """Seconds until the next attempt, or None if this is the answer."""

@@ -17,7 +17,9 @@ _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
 def repeated_by_aiohttp(error: BaseException, req: Any) -> bool:
     """Whether aiohttp by itself sends a request once more that failed like this."""
-    if req.method not in _IDEMPOTENT or isinstance(error, aiohttp.ClientConnectorError):
+    if req.method not in _IDEMPOTENT or getattr(req.body, "consumed", False):
+        return False
+    if isinstance(error, aiohttp.ClientConnectorError):
         return False
     return isinstance(error, (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError))
 

@@ -294,9 +294,8 @@ async def _pass_through(req: ClientRequest, handler: ClientHandlerType) -> Clien
         return await handler(req)
     except aiohttp.ClientError as error:
         # Where we have switched off aiohttp's own single retry, other hosts still get it.
-        consumed = getattr(req.body, "consumed", False)
         kept = getattr(req.session, "_retry_connection", True) or req.session.closed
-        if kept or consumed or not repeated_by_aiohttp(error, req):
+        if kept or not repeated_by_aiohttp(error, req):
             raise
     await settle(req)
     return await handler(req)

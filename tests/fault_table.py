@@ -13,18 +13,27 @@ rules know nothing of the implementation:
 6. There are three attempts, each at another server; after a server that cannot prove who it is there is only one
    more. When they are used up the last result is the caller's.
 7. A server has processed a request once it has read its head and its whole body.
+
+The session differs, too (see `Way`), and so do a few rules:
+
+8. With hedging, a request that may go on by 2 and has no body, or one in memory, goes to two servers at the same
+   time where the first one is late. Both are attempts. The healthy server's answer, or one by 4, ends it, and the
+   other server may have seen all of the request, a part, or nothing; it is not to blame. Else both are waited for,
+   and what holds for the last result is done. How late a server is depends on the machine as well: any two may
+   race, but only where a server is late by its fault they have to.
+9. In a session of somebody else there is `AttemptsFailed` in place of an error after which aiohttp would send the
+   request once more: a connection that ended, a method that is idempotent, and a body that can be sent once more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum
 from itertools import product
 
-from faults import HEALTHY, Fault
+from fault_kinds import KINDS, Kind, Shows
 
-__all__ = ["BODIES", "HEALTHY_AT", "KINDS", "METHODS", "Cell", "Expected", "Kind", "Shows", "cells", "left_out"]
+__all__ = ["BODIES", "HEALTHY_AT", "METHODS", "SERIES", "Cell", "Expected", "Way", "cells", "left_out", "sample"]
 
 METHODS = ("GET", "HEAD", "PUT", "DELETE", "POST", "POST with key", "PATCH")
 BODIES = ("none", "bytes", "json", "form", "file", "generator")
@@ -32,49 +41,33 @@ BODIES = ("none", "bytes", "json", "form", "file", "generator")
 HEALTHY_AT = (0, 1, 2, -1)
 
 _IDEMPOTENT = ("GET", "HEAD", "PUT", "DELETE", "POST with key")
+_IN_MEMORY = ("none", "bytes", "json")
+# Servers that are asked at the same time; one after the other if it is one.
+_Round = tuple[int, ...]
 
 
-class Shows(Enum):
-    """What a client can know after such a fault."""
-
-    UNSENT = "the server was not reached"
-    UNKNOWN = "there is no answer"
-    REFUSED = "the answer is that another server may do better"
-    ANSWER = "there is an answer"
-    TORN = "there is an answer whose body breaks off"
-    BROKEN = "what came is no HTTP"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kind:
-    """A fault as a row of the table.
+@dataclass(frozen=True)
+class Way:
+    """How a request is sent.
 
     Attributes:
-        shows: what the client can know.
-        fault: what the server does with a request, once it is connected to.
-        errors: names of the exceptions that the caller may get.
-        status: of the answer.
-        port: what the server's port does instead: "refuse" or "fill".
-        tls: whether it is for servers with the wrong certificate.
-        attempts: how many there are.
-        kept: whether it is for connections that were used before.
-        attempt_timeout: seconds, for servers that would never end an attempt by themselves.
+        hedged: whether the attempts may race.
+        foreign: whether the session is aiohttp's own, with a middleware.
     """
 
-    shows: Shows
-    fault: Fault = HEALTHY
-    errors: tuple[str, ...] = ()
-    status: int = 200
-    port: str = ""
-    tls: bool = False
-    attempts: int = 3
-    kept: bool = False
-    attempt_timeout: float | None = None
+    hedged: bool = False
+    foreign: bool = False
+
+    def __str__(self) -> str:
+        return ("foreign " if self.foreign else "") + ("hedged" if self.hedged else "series")
+
+
+SERIES = Way()
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What has to be seen of one request.
+    """What may be seen of one request.
 
     Attributes:
         heads: how often its head was read, by each server in the order of preference.
@@ -82,6 +75,7 @@ class Expected:
         server: the place of the server whose answer the caller gets; None if it gets none.
         status: of the answer.
         errors: the exceptions, one of which the caller gets, from the request or when it reads the answer.
+        lost: the places of those that lost a race: they may have seen less.
     """
 
     heads: tuple[int, ...]
@@ -89,6 +83,7 @@ class Expected:
     server: int | None
     status: int | None
     errors: tuple[str, ...]
+    lost: _Round = ()
 
 
 @dataclass(frozen=True)
@@ -99,10 +94,11 @@ class Cell:
     method: str
     body: str
     healthy_at: int
+    way: Way = SERIES
 
     @property
     def request_id(self) -> str:
-        return f"{self.name}/{self.method}/{self.body}/{self.healthy_at}"
+        return f"{self.name}/{self.method}/{self.body}/{self.healthy_at}/{self.way}"
 
     @property
     def verb(self) -> str:
@@ -117,6 +113,16 @@ class Cell:
         # An answer to HEAD has no body of which there could be too much.
         return Shows.ANSWER if self.verb == "HEAD" and self.kind.fault.length < 0 else self.kind.shows
 
+    @property
+    def races(self) -> bool:
+        """Whether two servers may have it at the same time."""
+        return self.way.hedged and self.method in _IDEMPOTENT and self.body in _IN_MEMORY
+
+    @property
+    def patient(self) -> bool:
+        """Whether nothing ends a late attempt in time: only a hedge can bring the healthy server's answer."""
+        return self.races and self.kind.late and self.healthy_at in (0, 1)
+
     def goes_on(self) -> bool:
         """Whether the request goes to another server after this fault."""
         if self.shows is Shows.UNSENT:
@@ -124,27 +130,55 @@ class Cell:
         may = self.shows in (Shows.UNKNOWN, Shows.REFUSED)
         return may and self.method in _IDEMPOTENT and self.body != "generator"
 
-    def expected(self) -> Expected:
-        """What the rules say."""
+    def expected(self) -> Iterator[Expected]:
+        """What the rules allow: one thing only, but for requests that race."""
+        for rounds in self._rounds(0):
+            asked: _Round = ()
+            for number, asking in enumerate(rounds, 1):
+                asked += asking
+                final = tuple(place for place in asking if self._is_final(place))
+                if final or not self.goes_on() or number == len(rounds):
+                    for place in final or asking:
+                        lost = tuple(other for other in asking if final and other != place)
+                        yield self._ends(asked, place, lost)
+                    break
+
+    def _rounds(self, place: int) -> Iterator[tuple[_Round, ...]]:
+        """Who is asked from this place on, with whom at the same time, should the request go on and on."""
+        if place >= self.kind.attempts:
+            yield ()
+            return
+        may_race = self.races and place + 1 < self.kind.attempts
+        if may_race:
+            yield from (((place, place + 1), *more) for more in self._rounds(place + 2))
+        if not may_race or place == self.healthy_at or not self.kind.late:
+            yield from (((place,), *more) for more in self._rounds(place + 1))
+
+    def _is_final(self, place: int) -> bool:
+        """Whether what this server answers is not waited for another one's answer."""
+        return place == self.healthy_at or self.shows in (Shows.ANSWER, Shows.TORN)
+
+    def _ends(self, asked: _Round, last: int, lost: _Round) -> Expected:
+        """What is seen if these were asked, and the result of one of them is the caller's."""
         heads, processed = [0, 0, 0], [0, 0, 0]
-        for place in range(self.kind.attempts):
+        reads = self.kind.fault.reads
+        for place in asked:
             if place == self.healthy_at:
                 heads[place] = processed[place] = 1
-                return Expected(tuple(heads), tuple(processed), place, 200, ())
-            if self.shows is not Shows.UNSENT:
-                reads = self.kind.fault.reads
+            elif self.shows is not Shows.UNSENT:
                 heads[place] = int(reads != "nothing")
                 processed[place] = int(reads == "all" or (reads == "head" and self.body == "none"))
-            if not self.goes_on():
-                break
+        seen = tuple(heads), tuple(processed)
+        if last == self.healthy_at:
+            return Expected(*seen, last, 200, (), lost)
         answered = self.shows in (Shows.REFUSED, Shows.ANSWER, Shows.TORN)
-        return Expected(
-            tuple(heads),
-            tuple(processed),
-            place if answered else None,
-            self.kind.status if answered else None,
-            () if self.shows in (Shows.REFUSED, Shows.ANSWER) else self.kind.errors,
-        )
+        errors = () if self.shows in (Shows.REFUSED, Shows.ANSWER) else self._errors()
+        return Expected(*seen, last if answered else None, self.kind.status if answered else None, errors, lost)
+
+    def _errors(self) -> tuple[str, ...]:
+        ended = self.shows is Shows.UNKNOWN and not self.kind.late
+        by_method = self.verb in _IDEMPOTENT and self.body != "generator"
+        return ("AttemptsFailed",) if self.way.foreign and ended and by_method else self.kind.errors
 
 
 def cells(name: str) -> Iterator[Cell]:
@@ -154,6 +188,23 @@ def cells(name: str) -> Iterator[Cell]:
             yield Cell(name, method, body, healthy_at)
 
 
+def sample(name: str, way: Way) -> Iterator[Cell]:
+    """A bit more than a quarter of all cells with this fault, sent in another way.
+
+    What may be done with a request is decided by its fault, its method and its body together: all of these are
+    there. The place of the healthy server says only how far it goes, and goes round: with every fault each body,
+    and each method that may have one, has every place. So has GET; HEAD has over all faults. Where the way mixes
+    two that have samples of their own, there are GET at every place, and one body.
+    """
+    for cell in cells(name):
+        turn = METHODS.index(cell.method) + BODIES.index(cell.body) + list(KINDS).index(name)
+        its_turn = HEALTHY_AT[turn % len(HEALTHY_AT)] == cell.healthy_at
+        if way.hedged and way.foreign:
+            its_turn = its_turn and cell.body == "bytes"
+        if its_turn or cell.method == "GET":
+            yield Cell(cell.name, cell.method, cell.body, cell.healthy_at, way)
+
+
 def left_out(name: str, method: str, body: str) -> str:
     """Why there are no such cells; nothing for those that there are."""
     if method in ("GET", "HEAD") and body != "none":
@@ -161,66 +212,3 @@ def left_out(name: str, method: str, body: str) -> str:
     if method == "HEAD" and KINDS[name].shows is Shows.TORN:
         return "no body is to come, so the answer is whole, and the fault would be the next request's"
     return ""
-
-
-_NO_ANSWER = ("ServerDisconnectedError", "ClientOSError")
-_TOO_LATE = ("SocketTimeoutError",)
-_TORN = ("ClientPayloadError",)
-_NO_HTTP = ("ClientResponseError",)
-_SOON = 0.6
-
-
-def _unknown(fault: Fault, *, kept: bool = False) -> Kind:
-    late = fault.then == "silence" or fault.pieces > 1
-    errors, limit = (_TOO_LATE, _SOON) if late else (_NO_ANSWER, None)
-    return Kind(shows=Shows.UNKNOWN, fault=fault, errors=errors, attempt_timeout=limit, kept=kept)
-
-
-def _refused(status: int, fault: Fault) -> Kind:
-    return Kind(shows=Shows.REFUSED, fault=fault, status=status)
-
-
-def _torn(fault: Fault, errors: tuple[str, ...] = _TORN) -> Kind:
-    return Kind(shows=Shows.TORN, fault=fault, errors=errors)
-
-
-KINDS: dict[str, Kind] = {
-    "refuse": Kind(shows=Shows.UNSENT, errors=("ClientConnectorError",), port="refuse"),
-    "stop accepting": Kind(shows=Shows.UNSENT, errors=("ConnectionTimeoutError",), port="fill"),
-    "wrong name": Kind(shows=Shows.UNSENT, errors=("ClientConnectorCertificateError",), tls=True, attempts=2),
-    "silent": _unknown(Fault(sends="nothing", then="silence")),
-    "deaf": _unknown(Fault(reads="nothing", sends="nothing", then="silence")),
-    "slow drip": _unknown(Fault(pieces=20, pause=0.1)),
-    "half a head, silent": _unknown(Fault(sends="half head", then="silence")),
-    "half a head, closed": _unknown(Fault(sends="half head", then="close")),
-    "half a head, reset": _unknown(Fault(sends="half head", then="reset")),
-    "closed after the request": _unknown(Fault(sends="nothing", then="close")),
-    "reset after the request": _unknown(Fault(sends="nothing", then="reset")),
-    "closed after the head": _unknown(Fault(reads="head", sends="nothing", then="close")),
-    "reset after the head": _unknown(Fault(reads="head", sends="nothing", then="reset")),
-    "closed when used again": _unknown(
-        Fault(path="/cell", reads="nothing", sends="nothing", then="close", reused=True), kept=True
-    ),
-    "reset when used again": _unknown(
-        Fault(path="/cell", reads="nothing", sends="nothing", then="reset", reused=True), kept=True
-    ),
-    "503": _refused(503, Fault(status=503)),
-    "503 with Retry-After": _refused(503, Fault(status=503, headers={"Retry-After": "1"})),
-    "503 before the body": _refused(503, Fault(status=503, reads="head", headers={"Connection": "close"})),
-    "429": _refused(429, Fault(status=429)),
-    "502": _refused(502, Fault(status=502)),
-    "504": _refused(504, Fault(status=504)),
-    "500": Kind(shows=Shows.ANSWER, fault=Fault(status=500), status=500),
-    "slow": Kind(shows=Shows.ANSWER, fault=Fault(delay=0.02, pieces=5, pause=0.002)),
-    "Connection: close": Kind(shows=Shows.ANSWER, fault=Fault(headers={"Connection": "close"})),
-    "half a body, closed": _torn(Fault(sends="half body", then="close")),
-    "half a body, reset": _torn(Fault(sends="half body", then="reset")),
-    "half a body, silent": _torn(Fault(sends="half body", then="silence"), _TOO_LATE),
-    "no body, closed": _torn(Fault(sends="head", then="close")),
-    "too long": _torn(Fault(length=10, then="close")),
-    "too short": Kind(shows=Shows.BROKEN, fault=Fault(length=-10), errors=_NO_HTTP),
-    "garbage": Kind(shows=Shows.BROKEN, fault=Fault(raw="\x00\x01\x02garbage\r\n", then="close"), errors=_NO_HTTP),
-    "another protocol": Kind(
-        shows=Shows.BROKEN, fault=Fault(reads="nothing", raw="SSH-2.0-OpenSSH_9.6\r\n"), errors=_NO_HTTP
-    ),
-}

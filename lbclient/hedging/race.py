@@ -116,6 +116,8 @@ class Hedging:
         }
 
     def _has_choice(self, exchange: Raced) -> bool:
+        if not exchange.may_race:
+            return False
         made = sum(attempt.outcome is not Outcome.LEFT for attempt in exchange.tries)
         tried = (*exchange.call.tried, exchange.attempt.node)
         return made < self._retry.attempts and exchange.service.balancer.has_fresh(tried)
@@ -216,7 +218,10 @@ class Hedging:
             attempt.error = in_words(entrant.error, exchange.url)
             attempt.land()
         self._lose(exchange, entrant, outcome)
-        if response is not None:
+        if response is None:
+            # The other server was asked already; after it there may be none.
+            exchange.trusts_others(attempt, entrant.error)
+        else:
             # The connection is kept if the whole body is there already.
             response.release()
             attempt.land()

@@ -69,8 +69,17 @@ class Raced(Protocol):
         """The logical URL."""
         ...
 
+    @property
+    def may_race(self) -> bool:
+        """Whether two servers may be asked at the same time."""
+        ...
+
     def join(self, hedge: Attempt) -> None:
         """A hedge has begun: it is one of the attempts."""
+        ...
+
+    def trusts_others(self, attempt: Attempt, error: BaseException) -> bool:
+        """Whether another server may be asked after this failure; to be asked once for each."""
         ...
 
     def send(self, attempt: Attempt, req: ClientRequest) -> Awaitable[ClientResponse]:

@@ -35,11 +35,12 @@ class Retries:
         deadline: the moment at which the whole request ends; None if it never does.
 
     Attributes:
+        untrusted: whether a server could not say who it is; no two others may be asked at the same time then.
         refusal: why there is no further attempt although the rules had one left, in words; empty if for another
             reason, or if there is one.
     """
 
-    __slots__ = ("_choice", "_deadline", "_ledger", "_made", "_retry", "_rng", "_untrusted", "refusal")
+    __slots__ = ("_choice", "_deadline", "_ledger", "_made", "_retry", "_rng", "refusal", "untrusted")
 
     def __init__(
         self, retry: Retry, ledger: Ledger, choice: Choice, rng: random.Random, deadline: float | None
@@ -51,7 +52,7 @@ class Retries:
         self._deadline = deadline
         # Attempts at nodes that left do not count: nothing was wrong with the request or the node.
         self._made = 0
-        self._untrusted = False
+        self.untrusted = False
         self.refusal = ""
 
     def count(self) -> None:
@@ -60,7 +61,7 @@ class Retries:
 
     def after_untrusted(self, tried: tuple[Any, ...]) -> bool:
         """Whether a server that could not say who it is is a reason to ask another one: once, if there is one."""
-        before, self._untrusted = self._untrusted, True
+        before, self.untrusted = self.untrusted, True
         return not before and not self._choice.exhausted(tried)
 
     def after(
