@@ -193,9 +193,7 @@ class Exchange:
         attempt.error = in_words(error, self.url)
         attempt.land()
         said = self._ask(error)
-        outcome = said or classify(error)
-        if said is None and outcome is Outcome.OURS and self._was_silent(error):
-            outcome = Outcome.TIMEOUT
+        outcome = said or self._blame(classify(error), error)
         self.service.observe(attempt, outcome)
         call.tried = (*call.tried, attempt.node)
         retry = self.service.settings.retry
@@ -273,14 +271,17 @@ class Exchange:
             call.tried = ()
         return pause
 
-    def _was_silent(self, error: BaseException) -> bool:
-        """Whether the total deadline is over, and most of its time went by at the attempt's node."""
-        total, sent_at = self.passage.total, self.attempt.sent_at
-        if not total or sent_at is None or not isinstance(error, TimeoutError):
-            return False
+    def _blame(self, outcome: Outcome, error: BaseException) -> Outcome:
+        """The outcome, unless it is that of a deadline whose time went by elsewhere, or at the attempt's node."""
         # A body that the caller makes while it is being sent may be what took so long.
         made_up = getattr(self.req.body, "consumed", False)
-        return not made_up and time.monotonic() - sent_at >= _MOST_OF_IT * total
+        if made_up and outcome is Outcome.FAULT and isinstance(error.__cause__, TimeoutError):
+            return Outcome.OURS
+        total, sent_at = self.passage.total, self.attempt.sent_at
+        missed = outcome is Outcome.OURS and isinstance(error, TimeoutError)
+        if not missed or made_up or not total or sent_at is None:
+            return outcome
+        return Outcome.TIMEOUT if time.monotonic() - sent_at >= _MOST_OF_IT * total else outcome
 
     def _final(self, error: BaseException) -> BaseException:
         # What says nothing by itself, as the total deadline, has a note on its own attempt as well.

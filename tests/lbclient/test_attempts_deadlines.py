@@ -268,3 +268,15 @@ async def test_a_connector_that_is_full_is_no_fault_of_the_nodes(options: dict[s
         assert len(two.seen) == 0
         async with session.post("/x") as response:
             assert response.status == 200
+
+
+async def test_a_body_that_its_maker_is_slow_with_is_no_fault_of_the_node() -> None:
+    async def generate() -> AsyncIterator[bytes]:
+        yield b"bo"
+        await asyncio.Event().wait()
+
+    async with local() as server, BalancedSession(Static([server.address]), attempt_timeout=0.05) as session:
+        with pytest.raises(aiohttp.SocketTimeoutError) as caught:
+            await session.put("/x", data=generate())
+        assert [attempt.outcome for attempt in attempts(caught.value)] == [Outcome.OURS]
+        assert blamed(session, server.address) == 0
