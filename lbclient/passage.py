@@ -42,6 +42,11 @@ class Passage:
         """Called by aiohttp for each hop."""
         return self._pass_on(req, handler, self)
 
+    def start(self, now: float) -> None:
+        """The first hop begins; later ones change nothing."""
+        if self.deadline is None and self.total:
+            self.deadline = now + self.total
+
     @property
     def idempotency_key(self) -> str:
         """What names this request among all others, in all of its attempts and hops."""
