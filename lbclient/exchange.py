@@ -45,6 +45,7 @@ class Exchange:
         passage: the whole request.
         tries: the attempts so far.
         attempt: that of them whose result is being looked at.
+        said: what the user's `classify` said of that result, if it was asked already.
     """
 
     __slots__ = (
@@ -58,6 +59,7 @@ class Exchange:
         "call",
         "passage",
         "req",
+        "said",
         "service",
         "tries",
         "url",
@@ -76,6 +78,7 @@ class Exchange:
         self.req = req
         self.passage = passage
         self.tries: list[Attempt] = []
+        self.said: tuple[Outcome | None] | None = None
         self._handler = handler
         self.url = req.url
         self._proxy = req.proxy
@@ -240,8 +243,9 @@ class Exchange:
 
     def _ask(self, result: ClientResponse | BaseException) -> Outcome | None:
         """What the user's `classify` says; if it fails the attempt has the usual outcome."""
+        said, self.said = self.said, None
         try:
-            return asked(self.service.settings.classify, result)
+            return asked(self.service.settings.classify, result) if said is None else said[0]
         except Exception as error:
             usual = classify(result) if isinstance(result, BaseException) else classify_answer(result)
             self.service.observe(self.attempt, usual)

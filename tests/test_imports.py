@@ -126,7 +126,7 @@ MODULES = {
     "lbclient.drain": "attempt errors node",
     "lbclient.ejection.probes": "call node",
     "lbclient.health.asking": "health.health_check health.state node outcome side_requests",
-    "lbclient.hedging.entrant": "attempt",
+    "lbclient.hedging.entrant": "attempt outcome",
     "lbclient.hedging.raced": "attempt call node outcome retrying",
     "lbclient.limits.lifetimes": "attempt limits.limits node",
     "lbclient.limits.slots": "attempt call limits.limits",

@@ -188,7 +188,7 @@ class Hedging:
                 self._fail(exchange, entrant, useless)
                 continue
             self.won += useless is None and entrant is not first
-            exchange.attempt = entrant.attempt
+            exchange.attempt, exchange.said = entrant.attempt, entrant.said
             for loser in others:
                 self._see_off(exchange, loser)
             return entrant
@@ -200,6 +200,7 @@ class Hedging:
             outcome, said = exchange.service.judge(response or entrant.error)
         except Exception:  # noqa: BLE001 - a function of the user's: the exchange asks it again, and ends with that
             return None
+        entrant.said = (outcome if said else None,)
         if response is None:
             return outcome
         repeats = self._retry.repeats_answer
