@@ -31,6 +31,8 @@ _SUCCESS = Outcome.SUCCESS
 _TOO_MANY_REQUESTS = 429
 # A node that was silent for so much of the request's whole time is why the deadline was missed.
 _MOST_OF_IT = 0.5
+# Of a session that repeats requests by itself: aiohttp has no public name for it.
+_REPEATS = "_retry_connection"
 _UNTRUSTED = (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch)
 
 
@@ -105,10 +107,10 @@ class Exchange:
                 except BaseException as error:
                     pause = self._after_error(error)
                     if pause is None:
-                        final = self._final(error)
-                        if final is error:
-                            raise
-                        raise final from error
+                        self._tell(error)
+                        if repeated_by_aiohttp(error, self.req) and getattr(self.req.session, _REPEATS, False):
+                            raise self._instead_of(error) from error
+                        raise
                 else:
                     try:
                         pause = self._after_answer(response)
@@ -287,14 +289,15 @@ class Exchange:
             return outcome
         return Outcome.TIMEOUT if time.monotonic() - sent_at >= _MOST_OF_IT * total else outcome
 
-    def _final(self, error: BaseException) -> BaseException:
+    def _tell(self, error: BaseException) -> None:
         # What says nothing by itself, as the total deadline, has a note on its own attempt as well.
         tell(error, self.tries, besides=self.attempt if str(error) else None)
         if self._retries is not None and self._retries.refusal:
             error.add_note(f"not tried again: {self._retries.refusal}")
-        if repeated_by_aiohttp(error, self.req) and getattr(self.req.session, "_retry_connection", False):
-            last = in_words(error, self.url)
-            final = AttemptsFailed(f"{len(self.tries)} attempts failed, the last with {last}")
-            keep(final, self.tries)
-            return final
-        return error
+
+    def _instead_of(self, error: BaseException) -> AttemptsFailed:
+        # Where it is raised it must have no name: it would refer to itself by its traceback.
+        last = in_words(error, self.url)
+        final = AttemptsFailed(f"{len(self.tries)} attempts failed, the last with {last}")
+        keep(final, self.tries)
+        return final

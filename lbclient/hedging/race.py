@@ -94,7 +94,11 @@ class Hedging:
                 if entrant.attempt is not exchange.attempt:
                     self._lose(exchange, entrant, Outcome.OURS)
             raise
-        return winner.task.result()
+        try:
+            return winner.task.result()
+        finally:
+            # An error refers to this frame by its traceback: it must not refer to the task that has the error.
+            del winner, racing
 
     async def close(self) -> None:
         """Cut the losers that are still under way."""

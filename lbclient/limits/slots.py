@@ -106,6 +106,8 @@ class Slots:
             raise
         finally:
             self._remove(waiter)
+            # An error refers to this frame by its traceback: it must not refer to the future that has the error.
+            del waiter, turn
 
     def _make_room(self, waiter: _Waiter) -> None:
         """See at once whether somebody's turn has come, since one too many waits."""
