@@ -125,7 +125,7 @@ class Exchange:
                 service.ledger.retries += 1
                 await settle(self.req)
                 if pause:
-                    await sleep(pause)
+                    await service.slots.pause(sleep(pause))
                 call.now = time.monotonic()
         finally:
             self._on_end(self.passage, answer)
