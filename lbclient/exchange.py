@@ -20,7 +20,7 @@ from lbclient.refusals import no_endpoints
 from lbclient.resending import repeated_by_aiohttp, settle
 from lbclient.retrying import Retries, retry_after
 from lbclient.service import Service
-from lbclient.timed import timed, was_silent
+from lbclient.timed import blame, timed
 from lbclient.tried import in_words, keep, tell
 
 __all__ = ["Exchange"]
@@ -33,6 +33,8 @@ _SUCCESS = Outcome.SUCCESS
 _TOO_MANY_REQUESTS = 429
 # Seconds before the deadline at which a further attempt is not waited for any more.
 _SPARE = 0.02
+# Of a session that repeats requests by itself: aiohttp has no public name for it.
+_REPEATS = "_retry_connection"
 _UNTRUSTED = (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch)
 
 
@@ -47,6 +49,7 @@ class Exchange:
         passage: the whole request.
         tries: the attempts so far.
         attempt: that of them whose result is being looked at.
+        said: what the user's `classify` said of that result, if it was asked already.
     """
 
     __slots__ = (
@@ -60,6 +63,7 @@ class Exchange:
         "call",
         "passage",
         "req",
+        "said",
         "service",
         "tries",
         "url",
@@ -78,6 +82,7 @@ class Exchange:
         self.req = req
         self.passage = passage
         self.tries: list[Attempt] = []
+        self.said: tuple[Outcome | None] | None = None
         self._handler = handler
         self.url = req.url
         self._proxy = req.proxy
@@ -108,10 +113,10 @@ class Exchange:
                     pause = self._after_error(error)
                     another = None if pause is None else await self._begin_another(pause, error)
                     if another is None:
-                        final = self._final(error)
-                        if final is error:
-                            raise
-                        raise final from error
+                        self._tell(error)
+                        if repeated_by_aiohttp(error, self.req) and getattr(self.req.session, _REPEATS, False):
+                            raise self._instead_of(error) from error
+                        raise
                 else:
                     try:
                         pause = self._after_answer(response)
@@ -171,7 +176,7 @@ class Exchange:
         What the last attempt brought is not given up before: it says more than that reason.
         """
         if pause:
-            await sleep(pause)
+            await self.service.slots.pause(sleep(pause))
         service, before = self.service, self.attempt
         self.call.now = time.monotonic()
         why = "no slot is free"
@@ -235,9 +240,7 @@ class Exchange:
         attempt.error = in_words(error, self.url)
         attempt.land()
         said = self._ask(error)
-        outcome = said or classify(error)
-        if said is None and outcome is Outcome.OURS and was_silent(error, attempt, self.req, self.passage.total):
-            outcome = Outcome.TIMEOUT
+        outcome = said or blame(classify(error), error, attempt, self.req, self.passage.total)
         self.service.observe(attempt, outcome)
         call.tried = (*call.tried, attempt.node)
         retry = self.service.settings.retry
@@ -285,8 +288,9 @@ class Exchange:
 
     def _ask(self, result: ClientResponse | BaseException) -> Outcome | None:
         """What the user's `classify` says; if it fails the attempt has the usual outcome."""
+        said, self.said = self.said, None
         try:
-            return asked(self.service.settings.classify, result)
+            return asked(self.service.settings.classify, result) if said is None else said[0]
         except Exception as error:
             usual = classify(result) if isinstance(result, BaseException) else classify_answer(result)
             self.service.observe(self.attempt, usual)
@@ -320,14 +324,15 @@ class Exchange:
         self.attempt.error = f"{self.attempt.error}; not tried again: {why}"
         self._further().refusal = why
 
-    def _final(self, error: BaseException) -> BaseException:
+    def _tell(self, error: BaseException) -> None:
         # What says nothing by itself, as the total deadline, has a note on its own attempt as well.
         tell(error, self.tries, besides=self.attempt if str(error) else None)
         if self._retries is not None and self._retries.refusal:
             error.add_note(f"not tried again: {self._retries.refusal}")
-        if repeated_by_aiohttp(error, self.req) and getattr(self.req.session, "_retry_connection", False):
-            last = in_words(error, self.url)
-            final = AttemptsFailed(f"{len(self.tries)} attempts failed, the last with {last}")
-            keep(final, self.tries)
-            return final
-        return error
+
+    def _instead_of(self, error: BaseException) -> AttemptsFailed:
+        # Where it is raised it must have no name: it would refer to itself by its traceback.
+        last = in_words(error, self.url)
+        final = AttemptsFailed(f"{len(self.tries)} attempts failed, the last with {last}")
+        keep(final, self.tries)
+        return final

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import traceback
 from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -23,6 +24,9 @@ _UNAVAILABLE = 503
 _GATEWAY = frozenset({502, 503, 504})
 # This machine has no descriptors or memory left: no server's fault, and no other server would do better.
 _LOCAL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# Where aiohttp waits for a place in a full connector. A private name that is read: if it vanishes, the node is
+# blamed as if it had been connected to.
+_QUEUE = "_wait_for_available_connection"
 
 
 class Outcome(Enum):
@@ -43,6 +47,7 @@ class Outcome(Enum):
     | TIMEOUT | half of the whole time passed in silence | no, none is left | counts | failure | refused |
     | BROKEN | an answer came that is no HTTP | no | counts | failure | accepted |
     | OURS | cancellation, a hedge's loser, a deadline spent elsewhere | no | ignored | ignored | ignored |
+    | OURS | no place in the connector in time | any method, free of charge | ignored | ignored | ignored |
     """
 
     # There is one object for each, and that of `Enum` is written in Python: each look into a set would show.
@@ -127,7 +132,7 @@ def classify(error: BaseException) -> Outcome:  # noqa: PLR0911 - it is a table
     if isinstance(error, aiohttp.ClientConnectorError):
         return Outcome.OURS if error.os_error.errno in _LOCAL else Outcome.CONNECT
     if isinstance(error, (aiohttp.ConnectionTimeoutError, aiohttp.ServerFingerprintMismatch)):
-        return Outcome.CONNECT
+        return Outcome.OURS if _was_queued(error) else Outcome.CONNECT
     if isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ServerTimeoutError)):
         return Outcome.FAULT
     if isinstance(error, aiohttp.ClientConnectionResetError):
@@ -138,6 +143,14 @@ def classify(error: BaseException) -> Outcome:  # noqa: PLR0911 - it is a table
         return Outcome.BROKEN
     # A bare TimeoutError is the total deadline, or the caller's own.
     return Outcome.OURS
+
+
+def _was_queued(error: BaseException) -> bool:
+    """Whether its time went by in a queue for a connection: nobody tried to connect."""
+    # A time-out has the cancellation by which it ended what was awaited as its cause.
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return any(frame.f_code.co_name == _QUEUE for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _of_the_body(error: aiohttp.ClientOSError) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -41,6 +42,16 @@ class Passage:
     def __call__(self, req: ClientRequest, handler: ClientHandlerType) -> Awaitable[ClientResponse]:
         """Called by aiohttp for each hop."""
         return self._pass_on(req, handler, self)
+
+    def clock(self, req: ClientRequest, handler: ClientHandlerType) -> Awaitable[ClientResponse]:
+        """A client middleware for the first place: what those behind it take is part of the request's time."""
+        self.start(time.monotonic())
+        return handler(req)
+
+    def start(self, now: float) -> None:
+        """The first hop begins; later ones change nothing."""
+        if self.deadline is None and self.total:
+            self.deadline = now + self.total
 
     @property
     def idempotency_key(self) -> str:

@@ -178,8 +178,7 @@ class Service:
         if key is not None and not isinstance(key, str):
             raise TypeError(f"key must be a string, or a function that returns one or None, not {key!r}")
         now = time.monotonic()
-        if passage.deadline is None and passage.total:
-            passage.deadline = now + passage.total
+        passage.start(now)
         if self._meter is not None and self._meter.refuses(now):
             raise throttled(self.name, self._meter)
         self.ledger.deposit(now)

@@ -270,7 +270,8 @@ class BalancedSession:
         middlewares = options.get("middlewares")
         # A request's middlewares replace the session's.
         outer = self._middlewares if middlewares is None else middlewares
-        options["middlewares"] = (*outer, Passage(self._balancing.pass_on, key, timeout.total))
+        passage = Passage(self._balancing.pass_on, key, timeout.total)
+        options["middlewares"] = (passage.clock, *outer, passage) if outer else (passage,)
         return options
 
     def _bounded(self, timeout: ClientTimeout | float | None) -> ClientTimeout:

@@ -10,8 +10,9 @@ import aiohttp
 from aiohttp import ClientRequest, ClientResponse
 
 from lbclient.attempt import Attempt
+from lbclient.outcome import Outcome
 
-__all__ = ["timed", "was_silent"]
+__all__ = ["blame", "timed"]
 
 # A node that was silent for so much of the request's whole time is why the deadline was missed.
 _MOST_OF_IT = 0.5
@@ -29,10 +30,23 @@ async def timed(sending: Awaitable[ClientResponse], limit: float, attempt: Attem
         raise expired(f"{attempt.node.address} gave no answer within {limit:g} s") from error
 
 
-def was_silent(error: BaseException, attempt: Attempt, req: ClientRequest, total: float | None) -> bool:
-    """Whether the deadline of the whole request is over, and most of its time went by at the attempt's node."""
-    if not total or attempt.sent_at is None or not isinstance(error, TimeoutError):
-        return False
+def blame(
+    outcome: Outcome, error: BaseException, attempt: Attempt, req: ClientRequest, total: float | None
+) -> Outcome:
+    """The outcome, unless it is that of a deadline whose time went by elsewhere, or all of it at the node.
+
+    Args:
+        outcome: what the error usually means.
+        error: the end of the attempt.
+        attempt: which one.
+        req: what was sent.
+        total: seconds for the whole request; None if there is no limit, or none that is known.
+    """
     # A body that the caller makes while it is being sent may be what took so long.
     made_up = getattr(req.body, "consumed", False)
-    return not made_up and time.monotonic() - attempt.sent_at >= _MOST_OF_IT * total
+    if made_up and outcome is Outcome.FAULT and isinstance(error.__cause__, TimeoutError):
+        return Outcome.OURS
+    missed = outcome is Outcome.OURS and isinstance(error, TimeoutError)
+    if not missed or made_up or not total or attempt.sent_at is None:
+        return outcome
+    return Outcome.TIMEOUT if time.monotonic() - attempt.sent_at >= _MOST_OF_IT * total else outcome

@@ -256,6 +256,7 @@ class BalancingMiddleware:
         url = req.url
         service = self._services.get(url.raw_host or "")
         if service is None or url.port != _DEFAULT_PORTS.get(url.scheme):
+            passage.start(time.monotonic())
             return _pass_through(req, handler)
         if self._closing and not passage.begun:
             raise SessionClosing(f"the session is being closed, or was: no request to {service.name!r} is begun")

@@ -17,11 +17,18 @@ _ATTEMPTS = "_lbclient_attempts"
 _ERROR = 400
 
 
+class _Tries(list[Attempt]):
+    """What an exception has of them: an exception that is pickled, as by a pool of processes, goes without."""
+
+    def __reduce__(self) -> tuple[type[list[Attempt]], tuple[()]]:
+        return list, ()
+
+
 def attempts(result: ClientResponse | BaseException) -> tuple[Attempt, ...]:
     """What was tried for a response, redirects included, or for an exception, in order.
 
-    That includes the exceptions of `raise_for_status`. Empty for a request that did not go to a service, and for
-    what reading a body raises: its response has them.
+    That includes the exceptions of `raise_for_status`. Empty for a request that did not go to a service, for what
+    reading a body raises: its response has them, and for a pickled exception: its notes tell.
     """
     # TooManyRedirects has a history as well.
     earlier = getattr(result, "history", ())
@@ -34,7 +41,7 @@ def attempts(result: ClientResponse | BaseException) -> tuple[Attempt, ...]:
 
 def keep(result: ClientResponse | BaseException, tries: list[Attempt]) -> None:
     """Attach what was tried to what came of it."""
-    setattr(result, _ATTEMPTS, tries)
+    setattr(result, _ATTEMPTS, _Tries(tries) if isinstance(result, BaseException) else tries)
     if getattr(result, "status", 0) >= _ERROR:
         with suppress(AttributeError):
             # What `raise_for_status` raises has this of the response, and nothing else.

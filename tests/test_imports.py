@@ -89,7 +89,6 @@ MODULES = {
     "lbclient.options": "",
     "lbclient.passage": "",
     "lbclient.policies.keys": "",
-    "lbclient.resending": "file_bodies",
     "lbclient.retrying.pushback": "",
     "lbclient.retrying.replay": "",
     "lbclient.routing.lines": "",
@@ -102,6 +101,7 @@ MODULES = {
     "lbclient.limits.limits": "options",
     "lbclient.load_reporter": "load_report options",
     "lbclient.outcome": "errors",
+    "lbclient.resending": "file_bodies",
     "lbclient.retrying.budget": "options",
     "lbclient.health": "health.health_check",
     "lbclient.health.state": "health.health_check",
@@ -128,7 +128,7 @@ MODULES = {
     "lbclient.drain": "attempt errors node",
     "lbclient.ejection.probes": "call node",
     "lbclient.health.asking": "health.health_check health.state node outcome side_requests",
-    "lbclient.hedging.entrant": "attempt",
+    "lbclient.hedging.entrant": "attempt outcome",
     "lbclient.hedging.raced": "attempt call node outcome retrying",
     "lbclient.limits.lifetimes": "attempt limits.limits node",
     "lbclient.limits.slots": "attempt call limits.limits",
@@ -140,7 +140,7 @@ MODULES = {
     "lbclient.policies.smooth": "node policies.turns",
     "lbclient.routing.announcer": "routing.lines routing.portion",
     "lbclient.routing.zones": "node routing.portion",
-    "lbclient.timed": "attempt",
+    "lbclient.timed": "attempt outcome",
     "lbclient.tried": "attempt",
     "lbclient.hedging.race": (
         "attempt call hedging.entrant hedging.hedge hedging.latencies hedging.raced outcome passage retrying tried"
@@ -163,10 +163,10 @@ MODULES = {
         "routing.announcer routing.lines routing.portion routing.routing routing.slow_start "
         "routing.subset routing.warm_up"
     ),
+    "lbclient.ejection.ejection": "options routing",
     "lbclient.health.checker": (
         "health.asking health.health_check health.state health.target node routing side_requests"
     ),
-    "lbclient.ejection.ejection": "options routing",
     "lbclient.policies.names": (
         "policies.least_request policies.loads policies.maglev policies.policy policies.prequal "
         "policies.ring_hash policies.rotation policies.sampling policies.sticky"

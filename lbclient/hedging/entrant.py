@@ -11,6 +11,7 @@ from typing import Any
 from aiohttp import ClientRequest, ClientResponse
 
 from lbclient.attempt import Attempt
+from lbclient.outcome import Outcome
 
 __all__ = ["Entrant"]
 
@@ -28,13 +29,15 @@ class Entrant:
     Attributes:
         task: ends with the head of the answer.
         told: whether what a loser showed was recorded.
+        said: what the user's `classify` said of its end; None as long as it was not asked.
     """
 
-    __slots__ = ("_req", "attempt", "task", "told")
+    __slots__ = ("_req", "attempt", "said", "task", "told")
 
     def __init__(self, attempt: Attempt, req: ClientRequest, send: _Send) -> None:
         self.attempt = attempt
         self.told = False
+        self.said: tuple[Outcome | None] | None = None
         self._req = _twin(req)
         self.task = asyncio.create_task(send(attempt, self._req))
 

@@ -95,7 +95,11 @@ class Hedging:
                 if entrant.attempt is not exchange.attempt:
                     self._lose(exchange, entrant, Outcome.OURS)
             raise
-        return winner.task.result()
+        try:
+            return winner.task.result()
+        finally:
+            # An error refers to this frame by its traceback: it must not refer to the task that has the error.
+            del winner, racing
 
     async def close(self) -> None:
         """Cut the losers that are still under way."""
@@ -191,7 +195,7 @@ class Hedging:
                 self._fail(exchange, entrant, useless)
                 continue
             self.won += useless is None and entrant is not first
-            exchange.attempt = entrant.attempt
+            exchange.attempt, exchange.said = entrant.attempt, entrant.said
             for loser in others:
                 self._see_off(exchange, loser)
             return entrant
@@ -203,6 +207,7 @@ class Hedging:
             outcome, said = exchange.service.judge(response or entrant.error)
         except Exception:  # noqa: BLE001 - a function of the user's: the exchange asks it again, and ends with that
             return None
+        entrant.said = (outcome if said else None,)
         if response is None:
             return outcome
         repeats = self._retry.repeats_answer

@@ -58,6 +58,7 @@ class Raced(Protocol):
     req: ClientRequest
     call: Call
     tries: list[Attempt]
+    said: tuple[Outcome | None] | None
 
     @property
     def service(self) -> RacedService:

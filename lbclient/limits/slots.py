@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from lbclient.attempt import Attempt
@@ -71,6 +72,7 @@ class Slots:
         # Further attempts wait for nodes that they did not try yet: each has to look for itself.
         self._further: OrderedDict[_Waiter, None] = OrderedDict()
         self._number = 0
+        self._pauses: set[asyncio.Timeout] = set()
         self._awake = False
         self._stuck = False
 
@@ -106,6 +108,8 @@ class Slots:
             raise
         finally:
             self._remove(waiter)
+            # An error refers to this frame by its traceback: it must not refer to the future that has the error.
+            del waiter, turn
 
     def _make_room(self, waiter: _Waiter) -> None:
         """See at once whether somebody's turn has come, since one too many waits."""
@@ -132,10 +136,23 @@ class Slots:
             self._awake = True
             asyncio.get_running_loop().call_soon(self._serve_awake)
 
+    async def pause(self, pause: Awaitable[None]) -> None:
+        """Await the pause before a further attempt, but no longer than attempts may begin."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if self.most >= 0 else 0.0) as end:
+                self._pauses.add(end)
+                try:
+                    await pause
+                finally:
+                    self._pauses.discard(end)
+
     def refuse(self) -> None:
         """Let no attempt begin any more."""
         # No number of attempts is below it: the path of each request needs no comparison of its own.
         self.most = -1.0
+        pauses, self._pauses = self._pauses, set()
+        for end in pauses:
+            end.reschedule(0.0)
 
     def close(self, error: Callable[[], Exception]) -> None:
         """Turn all away who wait, and who will."""

@@ -91,6 +91,8 @@ class Retries:
             return None
         # No other server has seen it, and one that can be reached is likely to be there: that adds no load.
         free = not sent and outcome is Outcome.CONNECT and self._choice.has_fresh(tried)
+        # Only a place in the connector was waited for.
+        free = free or (not sent and outcome is Outcome.OURS)
         pause = 0.0 if free else self._retry.pause(self._made, self._rng)
         if asked and (everywhere or self._choice.exhausted(tried)):
             if asked > self._retry.retry_after:

@@ -98,6 +98,8 @@ class Retry:
             sent: whether it began to be written.
             said: whether the outcome is the word of a user's `classify`.
         """
+        if not sent and not said and isinstance(error, aiohttp.ConnectionTimeoutError):
+            return True  # also if it only waited for a place in the connector, which is nobody's fault
         if outcome in _FINAL:
             return False
         if not sent and outcome in (Outcome.CONNECT, Outcome.LEFT):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import copy
+import pickle
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
@@ -274,3 +276,25 @@ async def test_the_last_error_is_raised_with_notes_on_the_earlier_ones(unused_ad
     assert notes[0].startswith(f"attempt 1: {one}: fault after ")
     assert notes[1].startswith(f"attempt 2: {hole}: connect after ")
     assert "ConnectionTimeoutError" in notes[1]
+
+
+def pickled(error: Exception) -> Exception:
+    copied: Exception = pickle.loads(pickle.dumps(error))  # noqa: S301 - it comes from here
+    return copied
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+async def test_an_error_can_be_sent_to_another_process(copied: Callable[[Exception], Exception]) -> None:
+    """As aiohttp's own can; without the attempts themselves, which belong to this one."""
+    async with (
+        local(drop) as one,
+        local(drop) as two,
+        BalancedSession(Static([one.address, two.address])) as session,
+    ):
+        with pytest.raises(aiohttp.ServerDisconnectedError) as caught:
+            await session.get("/x")
+        assert len(attempts(caught.value)) == 3
+        error = copied(caught.value)
+        assert type(error) is aiohttp.ServerDisconnectedError
+        assert error.__notes__ == caught.value.__notes__
+        assert len(attempts(error)) == 0

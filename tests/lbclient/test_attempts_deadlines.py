@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import ClientTimeout
-from rig import Prefer, black_hole, hang, in_flight, local, node_of, stats_of, times_processed, until
+from rig import Prefer, black_hole, events, hang, in_flight, local, node_of, stats_of, times_processed, until
 
 from discovery import Static
-from lbclient import BalancedSession, Limits, attempts
+from lbclient import BalancedSession, Budget, Limits, Retry, attempts
 from lbclient.outcome import Outcome
 from lbclient.sandbox import Backend
 
@@ -241,3 +242,41 @@ async def test_the_total_deadline_while_waiting_for_a_slot() -> None:
         assert not isinstance(caught.value, aiohttp.ClientError)
         await cancel(first)
         assert [seen.target for seen in server.seen] == ["/1"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"attempt_timeout": 0.05}, {"timeout": ClientTimeout(connect=0.05)}], ids=["attempt", "connect"]
+)
+async def test_a_connector_that_is_full_is_no_fault_of_the_nodes(options: dict[str, Any]) -> None:
+    """Whoever waits for a place in it has reached no server."""
+    async with (
+        local(events) as one,
+        local() as two,
+        BalancedSession(
+            Static([one.address, two.address]),
+            policy=Prefer(one.address),
+            retry=Retry(budget=Budget(share=0, per_second=0)),
+            connector=aiohttp.TCPConnector(limit=1),
+            **options,
+        ) as session,
+    ):
+        async with session.get("/stream"):
+            with pytest.raises(aiohttp.ConnectionTimeoutError) as caught:
+                await session.post("/x")
+        assert [attempt.outcome for attempt in attempts(caught.value)] == [Outcome.OURS] * 3
+        assert node_of(session, one.address)["failures"] == node_of(session, two.address)["failures"] == 0
+        assert len(two.seen) == 0
+        async with session.post("/x") as response:
+            assert response.status == 200
+
+
+async def test_a_body_that_its_maker_is_slow_with_is_no_fault_of_the_node() -> None:
+    async def generate() -> AsyncIterator[bytes]:
+        yield b"bo"
+        await asyncio.Event().wait()
+
+    async with local() as server, BalancedSession(Static([server.address]), attempt_timeout=0.05) as session:
+        with pytest.raises(aiohttp.SocketTimeoutError) as caught:
+            await session.put("/x", data=generate())
+        assert [attempt.outcome for attempt in attempts(caught.value)] == [Outcome.OURS]
+        assert blamed(session, server.address) == 0

@@ -6,16 +6,18 @@ import asyncio
 import gc
 import os
 import resource
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
-from rig import in_flight, node_of, stats_of, until, wire
+from rig import drop, events, in_flight, local, node_of, stats_of, until, wire
 
 from discovery import Memory, Static
-from lbclient import BalancedSession, attempts
+from lbclient import BalancedSession, Hedge, LimitReached, Limits, Retry, attempts
 from lbclient.outcome import Outcome
 from lbclient.sandbox import Backend
 
@@ -222,3 +224,53 @@ async def test_running_out_of_descriptors_is_no_nodes_fault(nodes: list[Backend]
         async with session.get("/ping") as response:
             assert response.status == 200
     assert sum(stat["requests"] for stat in (await stats_of(nodes)).values()) == 1
+
+
+@contextmanager
+def no_garbage_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"retry": Retry(attempts=1)},
+        {"retry": Retry(backoff=0)},
+        {"attempt_timeout": 5},
+        {"hedge": Hedge(after=0), "retry": Retry(attempts=2)},
+    ],
+    ids=["one", "retries", "timed", "hedge"],
+)
+async def test_a_failed_request_is_forgotten_at_once(options: dict[str, Any]) -> None:
+    """Its error must not refer to itself by its traceback: bodies would pile up in an outage."""
+    async with (
+        local(drop) as one,
+        local(drop) as two,
+        BalancedSession(Static([one.address, two.address]), **options) as session,
+    ):
+        with no_garbage_collector():
+            with pytest.raises(aiohttp.ServerDisconnectedError) as caught:
+                await session.put("/x", data=b"1")
+            error = weakref.ref(caught.value)
+            del caught
+            await until(lambda: error() is None, 1)
+
+
+async def test_a_request_that_waited_too_long_is_forgotten_at_once() -> None:
+    limits = Limits(per_node=1, wait=0.01)
+    async with (
+        local(events) as server,
+        BalancedSession(Static([server.address]), limits=limits) as session,
+        session.get("/x"),
+    ):
+        with no_garbage_collector():
+            with pytest.raises(LimitReached) as caught:
+                await session.put("/x", data=b"1")
+            error = weakref.ref(caught.value)
+            del caught
+            await until(lambda: error() is None, 1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 

@@ -431,6 +431,22 @@ async def test_a_classifier_says_what_is_useful() -> None:
         assert counts(session) == (1, 0, 0)
 
 
+@pytest.mark.parametrize("status", [200, 500])
+async def test_a_classifier_is_asked_once_about_each_attempt(status: int) -> None:
+    asked: list[Any] = []
+    gate = Gate()
+    async with (
+        local(gate) as slow,
+        local(Status(status)) as fast,
+        preferring(slow.address, fast.address, classify=asked.append) as session,
+    ):
+        async with session.get("/x") as response:
+            assert len(attempts(response)) == 2
+        gate.let()
+        await no_losers(session)
+        assert [answer.status for answer in asked] == [status, 200]
+
+
 async def test_a_service_has_hedges_of_its_own() -> None:
     async with local(hang) as slow, local() as fast, local() as other:
         services = {"a": Static([slow.address, fast.address]), "b": Static([other.address])}

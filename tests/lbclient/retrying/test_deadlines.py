@@ -68,6 +68,36 @@ async def test_the_time_of_an_earlier_attempt_is_not_the_next_ones_fault() -> No
             assert node_of(session, two.address)["failures"] == 0
 
 
+async def test_the_time_of_a_hop_to_another_host_counts() -> None:
+    async with local() as server, local(slow(0.2, redirect("http://users/y"))) as elsewhere:
+        services = {"users": Static([server.address])}
+        async with (
+            BalancedSession(services, deadline_header=HEADER) as session,
+            session.get(f"http://{elsewhere.address}/x", timeout=2) as response,
+        ):
+            assert response.status == 200
+        assert 0 < told(server)[0] <= 1800
+
+
+async def test_the_time_of_middlewares_counts() -> None:
+    """No pause is begun that would outlast the deadline: the last answer is returned."""
+
+    async def outside(req: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+        await asyncio.sleep(0.3)
+        return await handler(req)
+
+    async def busy(_: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(status=503, headers={"Retry-After": "1"})
+
+    async with (
+        local(busy) as server,
+        BalancedSession(Static([server.address]), middlewares=(outside,), deadline_header=HEADER) as session,
+        session.get("/x", timeout=1.2) as response,
+    ):
+        assert response.status == 503
+        assert 0 < told(server)[0] <= 900
+
+
 @pytest.mark.parametrize(("first", "outcome"), [(0.24, Outcome.OURS), (0.01, Outcome.TIMEOUT)])
 async def test_the_time_of_an_earlier_hop_is_not_the_next_ones_fault(first: float, outcome: Outcome) -> None:
     async with local(slow(first, redirect("http://two/y"))) as one, local(hang) as two:
