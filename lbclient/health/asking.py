@@ -20,7 +20,8 @@ AGENT = "lbclient health check"
 # Bytes of an answer's body that are read. If there are more the connection is closed.
 _MOST = 16 * 1024
 _UNAVAILABLE = 503
-_OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
+# As with requests: this machine has none left.
+_LOCAL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 # What a check showed, and why in words.
 Finding = tuple[Verdict, str]
@@ -88,4 +89,4 @@ async def _read(content: StreamReader, most: int) -> None:
 
 
 def _is_ours(error: Exception) -> bool:
-    return not isinstance(error, OSError) or error.errno in _OUT_OF_DESCRIPTORS
+    return not isinstance(error, OSError) or error.errno in _LOCAL

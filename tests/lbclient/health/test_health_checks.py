@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -508,11 +509,12 @@ async def test_a_full_pool_of_the_session_is_no_fault_of_the_nodes() -> None:
 
 
 @pytest.mark.parametrize("path", [PATH, None])
-async def test_a_lack_of_descriptors_is_no_fault_of_the_nodes(
-    path: str | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("lack", [errno.EMFILE, errno.ENOBUFS])
+async def test_a_lack_of_descriptors_or_memory_is_no_fault_of_the_nodes(
+    path: str | None, lack: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
-        raise OSError(errno.EMFILE, "Too many open files")
+        raise OSError(lack, os.strerror(lack))
 
     async with (
         local() as server,
@@ -523,7 +525,7 @@ async def test_a_lack_of_descriptors_is_no_fault_of_the_nodes(
             await session.ready()
             await until(lambda: session.describe()["services"]["service"]["checks"]["unknown"] >= 4)
             assert state(session, server.address) == "ready"
-            assert "Too many open files" in last(session, server.address)["why"]
+            assert os.strerror(lack) in last(session, server.address)["why"]
         await until(lambda: last(session, server.address)["result"] == "ok")
 
 
