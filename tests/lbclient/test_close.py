@@ -202,18 +202,20 @@ async def test_what_is_left_is_cut_and_told_why(drain: float) -> None:
 
 
 @pytest.mark.parametrize("drain", [0.0, 0.01])
-async def test_who_pauses_before_another_attempt_is_told_at_once(drain: float) -> None:
+async def test_who_pauses_before_another_attempt_has_the_last_answer_at_once(drain: float) -> None:
     async def busy(_: web.BaseRequest) -> web.StreamResponse:
         return web.Response(status=503, headers={"Retry-After": "20"})
 
     async with local(busy) as server, crowd(Static([server.address]), retry=Retry(retry_after=LONG)) as requests:
-        pausing = asyncio.create_task(requests.get("/x"))
+        pausing = asyncio.create_task(requests.session.request("GET", "/x"))
         await until(lambda: len(server.seen) == 1 and in_flight(requests.session) == 0)
         await requests.session.close(drain=drain)
         async with asyncio.timeout(1):
-            with pytest.raises(SessionClosing) as caught:
-                await pausing
-        assert [attempt.outcome for attempt in attempts(caught.value)] == [Outcome.OVERLOAD]
+            response = await pausing
+        assert response.status == 503
+        (attempt,) = attempts(response)
+        assert attempt.outcome is Outcome.OVERLOAD
+        assert "not tried again: SessionClosing" in attempt.error
         assert len(server.seen) == 1
 
 
