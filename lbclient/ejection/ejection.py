@@ -39,7 +39,8 @@ class Ejection:
     times as long as it took, at most `interval`. If it fails the node is out for twice as long.
     Attempts that go to nodes which are out because nothing else is left bring them back in the same way, and their
     failures say nothing new. While no node is usable each of them is due for a probe twice a second; when the
-    first one is back the others are due within `interval`.
+    first one is back the others are due within `interval`, and again after `interval`, as long as most nodes are
+    out, for `cap` seconds at most; with more than 100 nodes out there are 10 probes a second at most.
     An active health check that succeeds ends an ejection for failed connections, and no other.
 
     Attributes:

@@ -33,6 +33,8 @@ _WORKS = frozenset({Outcome.SUCCESS, Outcome.OVERLOAD})
 # Seconds after which a node is due again while no node is usable: the first server that is back is found within a
 # second, also where the policy prefers others that fail faster.
 _OUTAGE = 0.5
+# After an outage, probes per second at most: with many nodes they are not looked after that often.
+_PROBES = 10.0
 # Lines in the log in a minute.
 _LINES = 100
 # A node has probes that show nothing for one part in so many of the time, or more where they take long.
@@ -61,6 +63,7 @@ class OutlierDetector:
         self.probes = Probes(patience=options.base)
         self.restored = 0
         self.outage = False
+        self._recovers_until = -math.inf
         self._say = Lines(log, name, _LINES).say
         self._options = options
         self._routing = routing
@@ -89,6 +92,7 @@ class OutlierDetector:
         outage = bool(nodes) and halted
         if outage is not self.outage:
             self.outage = outage
+            self._recovers_until = now + self._options.cap
             for node in ejected:
                 if outage:
                     node.ejected_until = min(node.ejected_until or now, now + self._jittered(_OUTAGE))
@@ -247,6 +251,9 @@ class OutlierDetector:
             self._ejected += 1
         if self.outage:
             seconds = _OUTAGE
+        elif now < self._recovers_until and self._ejected > len(self._nodes) / 2:
+            # The others come back one by one, and until then the first ones have all requests.
+            seconds = min(self._options.base, max(self._options.interval, self._ejected / _PROBES))
         else:
             # Beyond 32 doublings the cap holds anyway; the power would overflow some day.
             seconds = min(self._options.cap, self._options.base * 2 ** min(node.ejections, 32))

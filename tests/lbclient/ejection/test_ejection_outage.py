@@ -46,7 +46,30 @@ def test_the_others_are_probed_soon_after_the_first_one_is_back_and_the_time_is_
     assert all(world.now <= at <= world.now + 10 for at in due)
     assert len(set(due)) == 5, "not all at once"
     world.end(world.probe(1), Outcome.CONNECT)
+    assert world.node(1).ejected_until == world.now + 10
+    world.see(2, Outcome.SUCCESS)
+    world.see(3, Outcome.SUCCESS)
+    world.end(world.probe(1), Outcome.CONNECT)
     assert world.node(1).ejected_until == world.now + 60, "as after the first time: it was out once"
+
+
+def test_servers_that_come_back_one_by_one_are_found_soon_until_most_are_there_or_it_lasts_for_long() -> None:
+    world = outage("all", *range(6))
+    world.see(0, Outcome.SUCCESS)
+    back_at = world.now
+    while world.now < back_at + 280:
+        world.end(world.probe(1), Outcome.CONNECT)
+        assert world.node(1).ejected_until == world.now + 10
+    world.now = back_at + 301
+    world.end(world.probe(1), Outcome.CONNECT)
+    assert world.node(1).ejected_until == world.now + 60, "it is no recovery any more"
+
+
+def test_after_an_outage_of_many_nodes_there_are_ten_probes_a_second() -> None:
+    world = outage("all", *range(300))
+    world.see(0, Outcome.SUCCESS)
+    world.end(world.probe(1), Outcome.CONNECT)
+    assert world.node(1).ejected_until == pytest.approx(world.now + 29.9)
 
 
 def test_whoever_is_back_is_found_within_a_second_whatever_the_policy_thinks_of_it() -> None:
