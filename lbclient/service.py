@@ -233,15 +233,14 @@ class Service:
     def observe(self, attempt: Attempt, outcome: Outcome) -> None:
         """Record what the attempt showed, up to now."""
         now = time.monotonic()
-        known = attempt.observed is not None
         attempt.outcome = outcome
         attempt.elapsed = now - attempt.started_at
+        if self._meter is not None and attempt.observed is None:
+            # One whose body breaks off was accepted all the same, and one attempt must not count as two requests.
+            self._meter.observe(outcome, now)
         self.balancer.observe(attempt, outcome, now)
         if attempt.node.ejected_at is not None and attempt.node.address in self.watcher.snapshot.held:
             self._let_go()
-        if self._meter is not None and not known:
-            # One whose body breaks off was accepted all the same, and one attempt must not count as two requests.
-            self._meter.observe(outcome, now)
         if self.slots.waiting:
             self.slots.wake()  # a node that is back has room
 
