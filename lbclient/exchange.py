@@ -225,7 +225,7 @@ class Exchange:
         service.observe(attempt, outcome)
         if service.watches:
             service.answered(attempt, response, self.call)
-        if not attempt.sent:
+        if attempt.sent_at is None:
             attempt.land()  # a middleware behind this one answered by itself
         if outcome is not _SUCCESS or status >= _ERROR:
             retry = service.settings.retry

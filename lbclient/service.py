@@ -197,7 +197,7 @@ class Service:
         `call.now` is the time; it is that of `enter` for a first attempt.
         """
         slots = self.slots
-        if slots.waiting or slots.in_flight >= slots.most or not self.balancer.nodes:
+        if slots.waiting or slots.in_flight >= slots.most:
             return None
         return self._begin(call)
 
@@ -205,12 +205,14 @@ class Service:
         node = self.balancer.pick(call)
         if node is None:
             return None
-        self.slots.in_flight += 1
-        return self._new_attempt(node, self._reason(node, call), self.slots.free, call.now)
+        slots = self.slots
+        slots.in_flight += 1
+        reason = self._reason(node, call) if call.tried or node.group.name else self._policy_name
+        return self._new_attempt(node, reason, slots.free, call.now)
 
     def _begin_waiting(self, call: Call) -> Attempt | None:
         call.now = time.monotonic()
-        attempt = self._begin(call) if self.balancer.nodes else None
+        attempt = self._begin(call)
         if attempt is None and (self.balancer.fails_fast or not self.balancer.nodes):
             raise self._no_endpoints(call)
         return attempt
