@@ -123,7 +123,7 @@ class Balancer:
     def pick(self, call: Call) -> Node | None:
         """A node, and one that was not tried if there is such.
 
-        None if all of those are at their limit, in a panic that is to `fail` or `wait`, and if there is no node.
+        None if all of those are at their limit, or in a panic that is to `fail` or `wait`. There must be a node.
         """
         held = self._holder(call) if self._has_holders and call.session is not None else None
         if held is not None and call.now < self._probes.next_at + _OVERDUE:

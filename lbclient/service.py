@@ -197,7 +197,7 @@ class Service:
         `call.now` is the time; it is that of `enter` for a first attempt.
         """
         slots = self.slots
-        if slots.waiting or slots.in_flight >= slots.most:
+        if slots.waiting or slots.in_flight >= slots.most or not self.balancer.nodes:
             return None
         return self._begin(call)
 
@@ -212,7 +212,7 @@ class Service:
 
     def _begin_waiting(self, call: Call) -> Attempt | None:
         call.now = time.monotonic()
-        attempt = self._begin(call)
+        attempt = self._begin(call) if self.balancer.nodes else None
         if attempt is None and (self.balancer.fails_fast or not self.balancer.nodes):
             raise self._no_endpoints(call)
         return attempt
