@@ -34,7 +34,7 @@ class Attempt:
         elapsed: seconds until the head of the response, or until the failure.
         picked: why this node, in words.
         error: what failed, in words, and why it was not tried again if that is not plain; empty after a success.
-        sent: whether the request began to be written; sent_at: when, in `time.monotonic()` seconds.
+        sent_at: `time.monotonic()` seconds when the request began to be written; None before.
         websocket: refers to the websocket that it became, if that wants to say farewell before it is cut.
         observed: the outcome that the balancer has learned from; None before.
     """
@@ -51,7 +51,6 @@ class Attempt:
         "observed",
         "outcome",
         "picked",
-        "sent",
         "sent_at",
         "started_at",
         "websocket",
@@ -68,7 +67,6 @@ class Attempt:
         self.observed: Outcome | None = None
         self.elapsed = 0.0
         self.error = ""
-        self.sent = False
         self.sent_at: float | None = None
         self.conn: Connection | None = None
         self._req: ClientRequest | None = None
@@ -97,6 +95,11 @@ class Attempt:
         return f"{said}: {self.error}" if self.error else said
 
     @property
+    def sent(self) -> bool:
+        """Whether the request began to be written."""
+        return self.sent_at is not None
+
+    @property
     def leaving(self) -> bool:
         """Whether its node left, or said that it will: what lasts long should be begun anew, at another one."""
         return self.node.left or self.node.leaving
@@ -114,7 +117,6 @@ class Attempt:
         if req is None or self.node.left:
             raise NodeLeft(f"{self.node.address} left while a connection to it was being made")
         self.conn = conn
-        self.sent = True
         self.sent_at = time.monotonic()
         conn.add_callback(self.land)
         return type(req).send(req, conn)
@@ -156,9 +158,10 @@ class Attempt:
     def _drop_unsent(self, conn: Connection) -> None:
         """Let nothing of a body be kept for a server that does not take it."""
         # To close a transport is to send the rest first: to a silent server for as long as that lives.
-        if conn.transport is not None and conn.transport.get_write_buffer_size() and conn.protocol is not None:
+        transport = conn.transport
+        if transport is not None and transport.get_write_buffer_size() and conn.protocol is not None:
             conn.protocol.force_close()
-            conn.transport.abort()
+            transport.abort()
 
     def _look_at_body(self, found: ref[ClientResponse], on_break: Callable[[Attempt, Outcome], None]) -> None:
         self._followed = None
@@ -166,8 +169,7 @@ class Attempt:
         broken = None if response is None else response.content.exception()
         # Whoever closes a response before its end leaves another exception there. A node that has left is cut off
         # in the end by this very client, and one failure must not count twice.
-        counted = self.node.left or self.outcome in FAILURES
-        if isinstance(broken, _BROKEN) and not counted:
+        if isinstance(broken, _BROKEN) and not self.node.left and self.outcome not in FAILURES:
             self.error = f"{type(broken).__name__}: {broken}"
             on_break(self, Outcome.FAULT)
 

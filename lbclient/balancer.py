@@ -216,17 +216,18 @@ class Balancer:
                 self._observe_body(attempt, outcome, waited, now)
             return
         attempt.observed = outcome
-        if outcome is not Outcome.OURS:
-            node.unanswered = 0
         if outcome is _SUCCESS:
+            node.unanswered = 0
             node.learn(waited, now, failed=False)
-        elif outcome in FAILURES:
-            node.failures += 1
-            if outcome is not Outcome.CONNECT or self._keeps_unreachable:
-                # Those are the ejection's business, as long as it acts on them: after three in a row it knows.
-                node.learn(waited, now, failed=True)
         elif outcome is Outcome.OURS:
             node.learn_at_least(waited, now)
+        else:
+            node.unanswered = 0
+            if outcome in FAILURES:
+                node.failures += 1
+                if outcome is not Outcome.CONNECT or self._keeps_unreachable:
+                    # Those are the ejection's business, as long as it acts on them: after three in a row it knows.
+                    node.learn(waited, now, failed=True)
         if not node.left and (changed := self._detector.observe(attempt, outcome, now)):
             self._move(changed, now)
 

@@ -212,8 +212,10 @@ class Service:
         node = self.balancer.pick(call)
         if node is None:
             return None
-        self.slots.in_flight += 1
-        return self._new_attempt(node, self._reason(node, call), self.slots.free, call.now)
+        slots = self.slots
+        slots.in_flight += 1
+        reason = self._reason(node, call) if call.tried or node.group.name else self._policy_name
+        return self._new_attempt(node, reason, slots.free, call.now)
 
     def _begin_waiting(self, call: Call) -> Attempt | None:
         call.now = time.monotonic()
@@ -240,15 +242,14 @@ class Service:
     def observe(self, attempt: Attempt, outcome: Outcome) -> None:
         """Record what the attempt showed, up to now."""
         now = time.monotonic()
-        known = attempt.observed is not None
         attempt.outcome = outcome
         attempt.elapsed = now - attempt.started_at
+        if self._meter is not None and attempt.observed is None:
+            # One whose body breaks off was accepted all the same, and one attempt must not count as two requests.
+            self._meter.observe(outcome, now)
         self.balancer.observe(attempt, outcome, now)
         if attempt.node.ejected_at is not None and attempt.node.address in self.watcher.snapshot.held:
             self._let_go()
-        if self._meter is not None and not known:
-            # One whose body breaks off was accepted all the same, and one attempt must not count as two requests.
-            self._meter.observe(outcome, now)
         if self.slots.waiting:
             self.slots.wake()  # a node that is back has room
 

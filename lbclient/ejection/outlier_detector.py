@@ -113,6 +113,7 @@ class OutlierDetector:
         if attempt.started_at < node.returned_at or outcome in _SAY_NOTHING:
             return ()
         tally = node.tally or node.begin_tally()
+        changed: Collection[Node] = ()
         if outcome is _SUCCESS:
             node.connect_failures = 0
             tally.successes += 1
@@ -121,13 +122,11 @@ class OutlierDetector:
             return ()
         else:
             tally.failed += 1
+            changed = self._fail(node, tally, attempt, outcome, now)
         if self._has_statistics:
             tally.seen += 1
             if not tally.listed:
                 self._list(node, tally, now)
-        changed: Collection[Node] = ()
-        if outcome is not _SUCCESS:
-            changed = self._fail(node, tally, attempt, outcome, now)
         if now >= self._interval_until:
             return (*changed, *self._judge_interval(now))
         return changed

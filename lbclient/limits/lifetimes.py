@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -59,22 +60,20 @@ class Lifetimes:
             protocol.force_close()
         return life
 
-    def attempt(self, node: Node, picked: str, on_land: Callable[[], None], started_at: float) -> Attempt:
-        """Make an attempt that tells when it begins and ends to use a connection."""
-        return _TellingAttempt(node, picked, on_land, started_at, self)
-
 
 def attempts_within(limits: Limits, random: Callable[[], float]) -> Callable[..., Attempt]:
     """What makes attempts (of node, reason, `on_land`, time) whose connections live as the limits allow."""
     immortal = limits.connection_age is None and limits.connection_requests is None
-    return Attempt if immortal else Lifetimes(limits, random).attempt
+    return Attempt if immortal else partial(_TellingAttempt, Lifetimes(limits, random))
 
 
 class _TellingAttempt(Attempt):
+    """An attempt that tells when it begins and ends to use a connection."""
+
     __slots__ = ("_life", "_lifetimes")
 
     def __init__(
-        self, node: Node, picked: str, on_land: Callable[[], None], started_at: float, lifetimes: Lifetimes
+        self, lifetimes: Lifetimes, node: Node, picked: str, on_land: Callable[[], None], started_at: float
     ) -> None:
         super().__init__(node, picked, on_land, started_at)
         self._lifetimes = lifetimes
