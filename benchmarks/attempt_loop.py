@@ -61,7 +61,7 @@ class Request:
     """As much of aiohttp's as the balancer touches."""
 
     method = "GET"
-    body = None
+    body = b""
     ssl = True
 
     def __init__(self, session: Any) -> None:

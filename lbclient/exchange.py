@@ -21,7 +21,7 @@ from lbclient.resending import repeated_by_aiohttp, settle
 from lbclient.retrying import Retries, retry_after
 from lbclient.service import Service
 from lbclient.timed import blame, timed
-from lbclient.tried import in_words, keep, tell
+from lbclient.tried import in_words, keep, keep_in, tell
 
 __all__ = ["Exchange"]
 
@@ -337,5 +337,5 @@ class Exchange:
         # Where it is raised it must have no name: it would refer to itself by its traceback.
         last = in_words(error, self.url)
         final = AttemptsFailed(f"{len(self.tries)} attempts failed, the last with {last}")
-        keep(final, self.tries)
+        keep_in(final, self.tries)
         return final

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 import aiohttp
 from aiohttp import ClientResponse
@@ -11,7 +11,7 @@ from yarl import URL
 
 from lbclient.attempt import Attempt
 
-__all__ = ["attempts", "in_words", "keep", "tell"]
+__all__ = ["attempts", "in_words", "keep", "keep_in", "tell"]
 
 _ATTEMPTS = "_lbclient_attempts"
 _ERROR = 400
@@ -39,13 +39,18 @@ def attempts(result: ClientResponse | BaseException) -> tuple[Attempt, ...]:
     return tuple(attempt for r in (*earlier, last) for attempt in getattr(r, _ATTEMPTS, ()))
 
 
-def keep(result: ClientResponse | BaseException, tries: list[Attempt]) -> None:
-    """Attach what was tried to what came of it."""
-    setattr(result, _ATTEMPTS, _Tries(tries) if isinstance(result, BaseException) else tries)
-    if getattr(result, "status", 0) >= _ERROR:
+def keep(response: ClientResponse, tries: list[Attempt]) -> None:
+    """Attach what was tried to the answer."""
+    setattr(response, _ATTEMPTS, tries)
+    if response.status >= _ERROR:
         with suppress(AttributeError):
             # What `raise_for_status` raises has this of the response, and nothing else.
-            setattr(cast("ClientResponse", result).request_info, _ATTEMPTS, tries)
+            setattr(response.request_info, _ATTEMPTS, tries)
+
+
+def keep_in(error: BaseException, tries: list[Attempt]) -> None:
+    """Attach what was tried to an exception."""
+    setattr(error, _ATTEMPTS, _Tries(tries))
 
 
 def tell(error: BaseException, tries: list[Attempt], besides: Attempt | None = None) -> None:
@@ -53,7 +58,7 @@ def tell(error: BaseException, tries: list[Attempt], besides: Attempt | None = N
     for number, attempt in enumerate(tries, 1):
         if attempt is not besides:
             error.add_note(f"attempt {number}: {attempt}")
-    keep(error, tries)
+    keep_in(error, tries)
 
 
 def in_words(error: BaseException, url: URL) -> str:
