@@ -105,7 +105,7 @@ async def test_a_body_that_the_caller_makes_slowly_is_not_the_nodes_fault() -> N
 
     async with local() as server, BalancedSession(Static([server.address])) as session:
         with pytest.raises(TimeoutError) as caught:
-            await session.post("/x", data=body(), timeout=0.1)
+            await session.post("/x", data=body(), timeout=0.5)
         assert outcomes(caught.value) == [Outcome.OURS]
 
 
@@ -117,7 +117,7 @@ async def test_a_server_that_takes_no_body_or_answers_none_is_to_blame(size: int
 
     async with wire(unread) as address, BalancedSession(Static([address])) as session:
         with pytest.raises(TimeoutError) as caught:
-            await session.put("/x", data=io.BytesIO(b"x" * size), timeout=0.3)
+            await session.put("/x", data=io.BytesIO(b"x" * size), timeout=0.6)
         assert outcomes(caught.value) == [Outcome.TIMEOUT]
         assert node_of(session, address)["failures"] == 1
         assert in_flight(session) == 0
@@ -132,7 +132,7 @@ async def test_a_session_of_somebody_else_blames_by_no_number(total: float) -> N
         aiohttp.ClientSession(middlewares=(lb,), timeout=aiohttp.ClientTimeout(total=total)) as session,
     ):
         with pytest.raises(TimeoutError) as caught:
-            await session.get("http://users/x", timeout=aiohttp.ClientTimeout(total=0.1))
+            await session.get("http://users/x", timeout=aiohttp.ClientTimeout(total=0.5))
         assert outcomes(caught.value) == [Outcome.OURS]
         assert HEADER not in server.seen[0].headers
 
