@@ -7,6 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -157,7 +158,8 @@ def instance(index: int, number: int) -> bytes:
 @pytest.mark.parametrize("no", [None, http("", status="429 x")])
 async def test_who_may_not_wait_asks_and_tries_again(no: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consul_follow, "_ASK_EVERY", 0.02)
-    monkeypatch.setattr(consul_follow, "_WAIT_AGAIN_AFTER", 0.3)
+    ahead = 0.0
+    monkeypatch.setattr(consul_follow, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + ahead))
     state = {"index": 5, "refused": 0, "all": 0}
 
     async def say(head: str) -> bytes | None:
@@ -181,8 +183,9 @@ async def test_who_may_not_wait_asks_and_tries_again(no: bytes | None, monkeypat
             assert refused == (1 if no else 2)  # aiohttp tries a kept connection that broke once more
             assert state["all"] == 2  # else it only asks whether something changed
             state["index"] = 9
-            await until(watcher, sees("10.0.0.9"), 1)
-            assert state["all"] == 3
+            await until(watcher, sees("10.0.0.9"), 3)
+            assert (state["all"], state["refused"]) == (3, refused)
+            ahead = 1.2 * consul_follow._WAIT_AGAIN_AFTER
             await fake.asked(lambda: state["refused"] > refused)
             assert losses == []
         assert not source.polling
