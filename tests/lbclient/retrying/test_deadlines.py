@@ -241,14 +241,14 @@ async def test_an_attempts_own_deadline_is_a_fault_and_the_others_still_have_tim
             BalancedSession(
                 services,
                 policy=Prefer(one.address, two.address),
-                attempt_timeout=0.05,
+                attempt_timeout=0.2,
                 deadline_header=HEADER,
                 retry=Retry(backoff=0),
             ) as session,
             session.get("/x", timeout=5) as response,
         ):
             assert outcomes(response) == [Outcome.FAULT, Outcome.FAULT, Outcome.SUCCESS]
-            assert told(one)[0] - 50 >= told(two)[0] >= told(three)[0] + 50
+            assert told(one)[0] - 200 >= told(two)[0] >= told(three)[0] + 200
             await until(lambda: in_flight(session) == 0)
 
 
@@ -267,7 +267,7 @@ async def test_a_deadline_that_passes_in_the_queue_tells_of_the_attempts_and_the
     ):
         await requests.start("/holds")
         with pytest.raises(TimeoutError) as caught:
-            await requests.session.get("/x", timeout=0.2)
+            await requests.session.get("/x", timeout=0.5)
         assert [attempt.endpoint.address for attempt in attempts(caught.value)] == [bad.address]
         slot, first = caught.value.__notes__
         assert slot == "service 'service': waited for a slot; 1 attempts are in flight"
