@@ -180,7 +180,9 @@ class Chaos:
     def excuses(self, sent: Sent) -> bool:
         """Whether something was wrong with the server of each attempt that failed, while it was under way."""
         end = sent.started_at + sent.elapsed
-        last = sent.tries[-1:]
+        # Of two that answered, the one that lost the race was well: what failed is the one whose error it is.
+        known = any(each.error and each.error == sent.error for each in sent.tries)
+        last = [] if known else sent.tries[-1:]
         failed = [each for each in sent.tries if each in last or each.outcome is not Outcome.SUCCESS]
         return bool(sent.tries) and all(
             self._excuses(each.endpoint.address, each.started_at, end) for each in failed

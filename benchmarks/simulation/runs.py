@@ -113,7 +113,7 @@ def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)
             for process in active_children():
-                process.terminate()
+                process.kill()  # one that has not begun to obey would tell of the signal
             raise
 
 

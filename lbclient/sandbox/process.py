@@ -191,7 +191,11 @@ async def _happened(check: Callable[[], bool], timeout: float | None) -> bool:  
 def _death_signal() -> list[str]:
     """Return the prefix that makes Linux kill the child when this process is gone, however it went."""
     setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+    if setpriv is None:
+        return []
+    # Nothing comes of a death before the signal was asked for: who has another parent by then ends by itself.
+    still_ours = f'[ "$PPID" = {os.getpid()} ] && exec "$@"'
+    return [setpriv, "--pdeathsig", "KILL", "--", "/bin/sh", "-c", still_ours, "sh"]
 
 
 def _is_stopped(pid: int) -> bool:

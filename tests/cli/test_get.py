@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from cli.commandline import Running, lbclient
+from click.testing import CliRunner
 
+from lbclient.cli.get import get
 from lbclient.sandbox import Backend, EtcdCluster
 
 
@@ -136,9 +138,9 @@ def test_an_empty_service(etcd: EtcdCluster, prefix: str) -> None:
     ],
 )
 def test_wrong_usage(arguments: list[str], message: str) -> None:
-    done = lbclient("get", *arguments)
-    assert done.code == 2
-    assert message in done.err
+    done = CliRunner().invoke(get, arguments)
+    assert done.exit_code == 2
+    assert message in done.output.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ async def test_the_command_ends_by_itself(etcd: EtcdCluster, prefix: str, script
     assert (done.code, done.out) == (code, "")
     assert done.err.splitlines()[-1].split()[1:] == ["left", "10.0.0.1:80"]
     assert await etcd.get_prefix(prefix) == {}
-    assert time.monotonic() - began_at < 10
+    assert time.monotonic() - began_at < 25
 
 
 async def test_a_command_that_cannot_be_run_is_never_registered(

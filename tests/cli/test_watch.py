@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 import pytest
 from cli.commandline import Running, lbclient
+from click.testing import CliRunner
 
+from lbclient.cli.watch import watch
 from lbclient.sandbox import EtcdCluster
 
 Start = Callable[..., Running]
@@ -115,10 +117,10 @@ def test_a_reader_that_goes_away_ends_it(both: str, start: Start) -> None:
     ],
 )
 def test_wrong_usage(arguments: list[str], message: str) -> None:
-    done = lbclient("watch", *arguments)
-    assert done.code == 2
-    assert message in done.err
-    assert "secret" not in done.err
+    done = CliRunner().invoke(watch, arguments)
+    assert done.exit_code == 2
+    assert message in done.output.replace("\n", " ")
+    assert "secret" not in done.output
 
 
 def test_a_missing_extra() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 import pytest
@@ -465,3 +466,15 @@ def test_a_set_that_could_not_be_taken_over_is_no_sign_of_life_when_it_comes_aga
             assert "AttributeError" in watcher.snapshot.reason
 
     run(main())
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_endpoints_that_come_in_the_turn_in_which_the_time_is_up_count(turns: int) -> None:
+    """As where thousands of requests begin at once, on a busy machine."""
+    watcher = Watcher(Static([A]))
+    waiting = asyncio.create_task(watcher.ready(0.01))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    time.sleep(0.02)  # noqa: ASYNC251 - a turn that takes longer than the time-out
+    assert (await waiting).endpoints == (A,)
+    await watcher.stop()

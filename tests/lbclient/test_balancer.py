@@ -281,7 +281,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_whatever_happens_a_listed_node_is_picked_and_counts_return_to_zero(steps: list[tuple[str, Any]]) -> None:
     world = World(1, 2, 3)
     under_way: list[tuple[Attempt, Outcome]] = []

@@ -134,7 +134,38 @@ async def test_children_do_not_outlive_a_parent_killed_with_9(tmp_path: Path) ->
         child = int(await asyncio.to_thread(parent.stdout.readline))
         assert exists(child)
         parent.kill()
-        await poll(lambda: not exists(child))
+        await poll(lambda: not exists(child), 20)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children that their parent died")
+async def test_children_do_not_outlive_a_parent_that_is_killed_while_they_start(tmp_path: Path) -> None:
+    script = f"""
+        import asyncio, os
+        from pathlib import Path
+        from lbclient.sandbox import Process
+        async def main():
+            process = Process()
+            await process.start(["sleep", "60"], log=Path({str(tmp_path / "log")!r}))
+            os.write(1, b"%d\\n" % process.pid)
+            os.kill(os.getpid(), 9)
+        # On one core the child has not gone far by then.
+        os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})
+        for _ in range(10):
+            if not (parent := os.fork()):
+                asyncio.run(main())
+            os.waitpid(parent, 0)
+    """
+    root = str(Path(__file__).parents[2])
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": root},
+        check=True,
+    )
+    children = [int(line) for line in done.stdout.splitlines()]
+    assert len(children) == 10
+    await poll(lambda: not any(map(exists, children)), 20)
 
 
 async def test_a_forgotten_process_is_killed(tmp_path: Path) -> None:

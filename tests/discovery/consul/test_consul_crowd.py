@@ -7,6 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,20 +58,22 @@ async def test_more_services_than_an_agent_takes_connections(
     async with Proxy(crowded.address) as way, contextlib.AsyncExitStack() as stack:
         watchers = []
         for name in names:
-            watcher = await stack.enter_async_context(Watcher(Consul(name, address=way.address)))
+            # On a busy machine all of them together need longer for their beginning than one may for a request.
+            source = Consul(name, address=way.address, timeout=20)
+            watcher = await stack.enter_async_context(Watcher(source))
             watcher.subscribe(lambda snapshot: losses.append(snapshot.reason) if snapshot.reason else None)
             watchers.append(watcher)
         for watcher in watchers:
-            await until(watcher, sees("10.0.0.1"))
-        await asyncio.sleep(1)  # until each has found its way
-        assert sum(watcher.source.polling for watcher in watchers) == MANY - 150  # type: ignore[attr-defined]
-        requests = way.sent.count(b"GET ")
+            await until(watcher, sees("10.0.0.1"), 20)
+        await holds(lambda: sum(watcher.source.polling for watcher in watchers) == MANY - 150)  # type: ignore[attr-defined]
+        requests, counted_at = way.sent.count(b"GET "), time.monotonic()
         await asyncio.sleep(1.5)
-        # Once in 2 s at first for each that waits, and once in 0.8 to 1.2 s for each that asks.
-        assert way.sent.count(b"GET ") - requests <= 150 + 2 * 110
+        # Once in 0.8 to 1.2 s for each that asks, and less often for those that wait.
+        asked = way.sent.count(b"GET ") - requests
+        assert asked <= MANY * (1 + (time.monotonic() - counted_at) / 0.8)
         await register(crowded, names, "10.0.0.2")
         for watcher in watchers:
-            await until(watcher, sees("10.0.0.2"), 6)
+            await until(watcher, sees("10.0.0.2"), 20)
         assert losses == []
         assert way.accepted <= 185
         assert len([line for line in caplog.messages if "others ask every 2 s" in line]) == 1
@@ -82,7 +85,7 @@ async def test_more_services_than_an_agent_takes_connections(
         await register(crowded, names, "10.0.0.3")
         await way.accept()
         for watcher in watchers:
-            await until(watcher, sees("10.0.0.3"), 8)
+            await until(watcher, sees("10.0.0.3"), 20)
         assert all("cannot connect" in reason for reason in losses)
 
 
@@ -94,15 +97,15 @@ async def test_who_leaves_makes_room_when_its_wait_would_have_ended(
     async with Proxy(crowded.address) as way:
         first, second = (Consul(name, address=way.address) for name in ("none-1", "none-2"))
         early, late = Watcher(first), Watcher(second)
+        began_at = time.monotonic()
         early.start()
         late.start()
         await way.saw(b"index=")
         await holds(lambda: first.polling != second.polling)
-        left_at = time.monotonic()
         await (late if first.polling else early).stop()
         stays = first if first.polling else second
         await holds(lambda: not stays.polling)
-        assert 1 < time.monotonic() - left_at < 3
+        assert time.monotonic() - began_at > 2
         await early.stop()
         await late.stop()
 
@@ -155,7 +158,8 @@ def instance(index: int, number: int) -> bytes:
 @pytest.mark.parametrize("no", [None, http("", status="429 x")])
 async def test_who_may_not_wait_asks_and_tries_again(no: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consul_follow, "_ASK_EVERY", 0.02)
-    monkeypatch.setattr(consul_follow, "_WAIT_AGAIN_AFTER", 0.3)
+    ahead = 0.0
+    monkeypatch.setattr(consul_follow, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + ahead))
     state = {"index": 5, "refused": 0, "all": 0}
 
     async def say(head: str) -> bytes | None:
@@ -179,8 +183,9 @@ async def test_who_may_not_wait_asks_and_tries_again(no: bytes | None, monkeypat
             assert refused == (1 if no else 2)  # aiohttp tries a kept connection that broke once more
             assert state["all"] == 2  # else it only asks whether something changed
             state["index"] = 9
-            await until(watcher, sees("10.0.0.9"), 1)
-            assert state["all"] == 3
+            await until(watcher, sees("10.0.0.9"), 3)
+            assert (state["all"], state["refused"]) == (3, refused)
+            ahead = 1.2 * consul_follow._WAIT_AGAIN_AFTER
             await fake.asked(lambda: state["refused"] > refused)
             assert losses == []
         assert not source.polling

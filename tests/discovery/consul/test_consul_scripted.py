@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from consul_model import ACTS, FakeConsul
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from virtual_time import run
 
@@ -59,7 +59,7 @@ async def quiet(watcher: Watcher, consul: FakeConsul, seconds: float) -> None:
     assert watcher.snapshot.state == "live", watcher
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(steps=STEPS, seed=st.integers(0, 9))
 @example(steps=[("register", 1, 1.0), ("deaf", 0, 0.0), ("register", 2, 0.0)], seed=0)
 @example(steps=[("register", 1, 1.0), ("deaf", 0, 0.0), ("register", 2, 1.0), ("restore", 2, 0.0)], seed=0)

@@ -102,7 +102,7 @@ async def test_many_changes_at_once_leave_turns_to_others_and_are_shown_once_per
     monkeypatch.setattr(Stream, "read", read)
     longest = []
     async with Proxy(crowded.address) as way:
-        source = Etcd("many", hosts=[way.address], probe_interval=60)
+        source = Etcd("many", hosts=[way.address], probe_interval=60, timeout=20)
         async with aclosing(source.watch()) as sets:
             await anext(sets)
             for host in (2, 3):

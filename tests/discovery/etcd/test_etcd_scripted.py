@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from etcd_model import ACTS, PREFIX, FakeEtcd, Response
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from virtual_time import run
 
@@ -63,7 +63,7 @@ SOON = 5 + 0.6 + 2.5
 LATE = 60 * 5
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(steps=STEPS, seed=st.integers(0, 9))
 # An update is lost and others come through: neither the number of keys nor the newest one tells.
 @example(steps=[("put", 0, 0.0), ("put", 1, 1.0), ("lose", 0, 0.0), ("put", 7, 0.0), ("put", 15, 0.0)], seed=0)

@@ -23,7 +23,7 @@ PATH = "/healthz"
 
 
 def often(**options: Any) -> HealthCheck:
-    return HealthCheck(**({"interval": 0.02, "timeout": 0.5, "unhealthy_threshold": 2} | options))
+    return HealthCheck(**({"interval": 0.02, "timeout": 5, "unhealthy_threshold": 2} | options))
 
 
 def state(session: BalancedSession, address: str) -> str:

@@ -17,7 +17,7 @@ from lbclient.health.target import Target
 from lbclient.node import Node
 
 Start = Callable[[str], Awaitable[Local]]
-CHECK = HealthCheck(interval=0.02, timeout=0.5, unhealthy_threshold=2)
+CHECK = HealthCheck(interval=0.02, timeout=5, unhealthy_threshold=2)
 
 
 def session_for(server: Local, client_tls: ssl.SSLContext, *, tls: bool, **options: Any) -> BalancedSession:

@@ -82,7 +82,7 @@ async def test_the_deadline_ends_both() -> None:
 
 async def test_a_deadline_while_both_connect_blames_nobody() -> None:
     async with black_hole() as first, black_hole() as second:
-        timeout = ClientTimeout(total=0.1, sock_connect=5)
+        timeout = ClientTimeout(total=0.4, sock_connect=5)
         async with preferring(first, second, timeout=timeout) as session:
             observed = Observed(session)
             with pytest.raises(TimeoutError):
@@ -119,7 +119,7 @@ async def test_the_callers_deadline_holds_for_the_body_while_a_loser_lingers() -
     async with (
         local(hang) as slow,
         local(half) as fast,
-        preferring(slow.address, fast.address, timeout=0.3) as session,
+        preferring(slow.address, fast.address, timeout=0.5) as session,
     ):
         with pytest.raises(TimeoutError):
             async with session.get("/x") as response:
@@ -145,10 +145,10 @@ async def test_the_callers_deadline_cancels_nobody_who_does_not_wait_for_it() ->
     async with (
         local(hang) as slow,
         local(half) as fast,
-        preferring(slow.address, fast.address, timeout=0.3) as session,
+        preferring(slow.address, fast.address, timeout=0.5) as session,
         session.get("/x") as response,
     ):
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.7)
         with pytest.raises(TimeoutError):
             await response.read()
 
@@ -158,11 +158,11 @@ async def test_a_loser_outlives_the_deadline_of_its_request() -> None:
     async with (
         local(gate) as slow,
         local() as fast,
-        preferring(slow.address, fast.address, timeout=0.1) as session,
+        preferring(slow.address, fast.address, timeout=0.5) as session,
     ):
         async with session.get("/x") as response:
             await response.read()
-        await asyncio.sleep(0.15)
+        await asyncio.sleep(0.55)
         gate.let()
         await no_losers(session)
         assert attempts(response)[0].outcome is Outcome.SUCCESS

@@ -139,7 +139,7 @@ stories = st.lists(
 
 @both
 @given(story=stories, factor=st.sampled_from([1.001, 1.25, 1.5, 2, 10]))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_no_pick_goes_above_the_bound_in_any_story(make: Make, story: Story, factor: float) -> None:
     """Picks by few keys and by none, ends in any order, nodes that come and go, and weights that change."""
     policy = make(factor)

@@ -196,7 +196,7 @@ class Story:
 
 @rows()
 @given(FOUND, OPTIONS, STEPS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_whatever_happens_who_is_picked_is_there_and_counts_are_right(
     row: Row, found: dict[int, float], options: dict[str, Any], steps: list[tuple[Any, ...]]
 ) -> None:

@@ -109,7 +109,7 @@ edits = st.lists(
 
 
 @given(edits)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_the_table_follows_from_the_set_and_not_from_its_history(history: list[tuple[int, float, int]]) -> None:
     """Nodes come, go and change their weights while tables are being made; every pick is of the current nodes."""
     policy, some = Maglev(table_size=499), keys(100)

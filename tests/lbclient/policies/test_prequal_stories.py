@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from discovery import Endpoint
@@ -81,7 +81,6 @@ STEPS = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(
     weights=st.lists(st.sampled_from([0.0, 0.5, 1.0, 1000.0]), min_size=1, max_size=8),
     seed=st.integers(0, 2**16),

@@ -151,7 +151,7 @@ def test_the_points_of_others_do_not_change_with_the_median_unless_it_goes_a_lon
 
 
 @given(st.lists(st.floats(0, allow_infinity=False), min_size=1, max_size=60))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_points_are_bounded_for_any_weights(weights: list[float]) -> None:
     counts = points_by_weight(nodes(*weights), 128)
     assert sum(counts) <= max(2.83 * 128 * len(counts), 23_171) + len(counts)
@@ -167,7 +167,7 @@ steps = st.lists(
 
 
 @given(steps)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_the_ring_follows_from_the_set_and_not_from_its_history(history: list[dict[int, float]]) -> None:
     policy = RingHash(points=16)
     some = keys(150)

@@ -54,7 +54,7 @@ def test_the_order_is_that_of_nginx(weights: tuple[int, ...], order: str) -> Non
 
 
 @given(WEIGHTS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_small_set_goes_through_the_cycle_of_nginx(weights: list[int]) -> None:
     order = picks(wrr(), nodes(*weights), sum(weights) * 2)
     expected = smooth_cycle(weights)
@@ -63,7 +63,7 @@ def test_any_small_set_goes_through_the_cycle_of_nginx(weights: list[int]) -> No
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(0, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_stretch_as_long_as_the_sum_of_the_weights_holds_exact_shares(weights: list[int], seed: int) -> None:
     """Up to 16 nodes go in nginx's order and more by deadlines: it holds for both, wherever the stretch begins."""
     total = sum(weights)
@@ -75,7 +75,7 @@ def test_any_stretch_as_long_as_the_sum_of_the_weights_holds_exact_shares(weight
 
 @given(st.lists(st.integers(1, 2**30), min_size=1, max_size=30), st.integers(0, 2**32))
 @example([2**29, 2**29 + 1], 1)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_deadlines_are_compared_as_exactly_as_fractions(weights: list[int], seed: int) -> None:
     rng = random.Random(seed)
     among = nodes(*weights)

@@ -85,7 +85,7 @@ async def test_an_early_end_on_purpose_is_no_fault(how: str) -> None:
         wire(answering(HEAD + b"Content-Length: 10\r\n\r\nhalf", "silence")) as address,
         BalancedSession(Static([address])) as session,
     ):
-        response = await session.get("/x", timeout=0.1 if how == "total" else None)
+        response = await session.get("/x", timeout=0.4 if how == "total" else None)
         if how == "close":
             response.close()
         elif how == "release":

@@ -133,7 +133,7 @@ async def test_a_body_that_the_caller_makes_slowly_is_not_the_nodes_fault() -> N
 
     async with local() as server, BalancedSession(Static([server.address])) as session:
         with pytest.raises(TimeoutError) as caught:
-            await session.post("/x", data=body(), timeout=0.1)
+            await session.post("/x", data=body(), timeout=0.5)
         assert outcomes(caught.value) == [Outcome.OURS]
 
 
@@ -145,7 +145,7 @@ async def test_a_server_that_takes_no_body_or_answers_none_is_to_blame(size: int
 
     async with wire(unread) as address, BalancedSession(Static([address])) as session:
         with pytest.raises(TimeoutError) as caught:
-            await session.put("/x", data=io.BytesIO(b"x" * size), timeout=0.3)
+            await session.put("/x", data=io.BytesIO(b"x" * size), timeout=0.6)
         assert outcomes(caught.value) == [Outcome.TIMEOUT]
         assert node_of(session, address)["failures"] == 1
         assert in_flight(session) == 0
@@ -160,7 +160,7 @@ async def test_a_session_of_somebody_else_blames_by_no_number(total: float) -> N
         aiohttp.ClientSession(middlewares=(lb,), timeout=aiohttp.ClientTimeout(total=total)) as session,
     ):
         with pytest.raises(TimeoutError) as caught:
-            await session.get("http://users/x", timeout=aiohttp.ClientTimeout(total=0.1))
+            await session.get("http://users/x", timeout=aiohttp.ClientTimeout(total=0.5))
         assert outcomes(caught.value) == [Outcome.OURS]
         assert HEADER not in server.seen[0].headers
 
@@ -269,14 +269,14 @@ async def test_an_attempts_own_deadline_is_a_fault_and_the_others_still_have_tim
             BalancedSession(
                 services,
                 policy=Prefer(one.address, two.address),
-                attempt_timeout=0.05,
+                attempt_timeout=0.2,
                 deadline_header=HEADER,
                 retry=Retry(backoff=0),
             ) as session,
             session.get("/x", timeout=5) as response,
         ):
             assert outcomes(response) == [Outcome.FAULT, Outcome.FAULT, Outcome.SUCCESS]
-            assert told(one)[0] - 50 >= told(two)[0] >= told(three)[0] + 50
+            assert told(one)[0] - 200 >= told(two)[0] >= told(three)[0] + 200
             await until(lambda: in_flight(session) == 0)
 
 
@@ -295,7 +295,7 @@ async def test_a_deadline_that_passes_in_the_queue_tells_of_the_attempts_and_the
             held = asyncio.ensure_future(session.get("http://users/held")._coro)
             await until(lambda: len(full.seen) == 1)
             with pytest.raises(TimeoutError) as caught:
-                await session.get("http://users/x", timeout=aiohttp.ClientTimeout(total=0.2))
+                await session.get("http://users/x", timeout=aiohttp.ClientTimeout(total=0.5))
             assert [attempt.endpoint.address for attempt in attempts(caught.value)] == [bad.address]
             slot, first = caught.value.__notes__
             assert slot == "service 'users': waited for a slot; 1 attempts are in flight"
