@@ -289,7 +289,8 @@ class Balancer:
                 self._warm_up.begin(node, now, self._return if node.requests else self._slow_start)
         self._routes.regroup(self.nodes.values(), now, reweighted=reweighted)
         self._detector.settle(self.nodes, now, halted=not self.routes)
-        self._rests_until = now + (len(self.nodes) * _PAUSE_PER_NODE if len(self.nodes) >= _MANY else 0.0)
+        many = len(self.nodes) >= _MANY
+        self._rests_until = now + len(self.nodes) * _PAUSE_PER_NODE if many else -math.inf
 
     def as_dict(self, now: float) -> dict[str, Any]:
         """The live state as plain data."""
