@@ -20,6 +20,8 @@ _POLL = 0.01
 _RELOAD_TIMEOUT = 10.0
 _RELOAD_AGAIN = 0.5
 _ASK_TIMEOUT = 0.5
+# While it reloads, the process that goes may still take questions beside the one that comes.
+_TIMES_IN_ROW = 5
 
 
 async def start_dns(
@@ -98,7 +100,7 @@ class DnsServer(Server):
             return
         deadline = time.monotonic() + _RELOAD_TIMEOUT
         again_at = 0.0
-        while await self._told_serial() != self._serial:
+        while not await self._tells_all():
             self._local.expect_running("telling the new records")
             now = time.monotonic()
             if now > deadline:
@@ -165,6 +167,13 @@ class DnsServer(Server):
 
     async def _healthy(self) -> bool:
         return await self._told_serial() == self._serial
+
+    async def _tells_all(self) -> bool:
+        """Whether nobody answers with the records of before."""
+        for _ in range(_TIMES_IN_ROW):
+            if await self._told_serial() != self._serial:
+                return False
+        return True
 
     async def _told_serial(self) -> int | None:
         """The serial of the zone as the server tells it; None if it tells nothing."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import rig
 from registrar_rig import Vote, stands
 from registry_rig import Proxy, sees, until
 
@@ -171,7 +172,12 @@ async def test_cancelled_while_registering_leaves_nothing_behind(consul: ConsulS
         entering.cancel()
         with pytest.raises(asyncio.CancelledError):
             await entering
-    assert await consul.services(unique) == []
+
+    async def is_gone() -> bool:
+        return await consul.services(unique) == []
+
+    # The agent tells the catalogue a moment after it has answered.
+    await rig.until(is_gone)
 
 
 async def test_the_token_goes_along_and_is_never_shown(
