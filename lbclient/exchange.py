@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from asyncio import sleep
@@ -13,15 +12,15 @@ from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 
 from lbclient.attempt import Attempt
 from lbclient.errors import AttemptsFailed, LBError, NodeLeft
-from lbclient.file_bodies import IN_MEMORY, take_turns
 from lbclient.outcome import Outcome, asked, classify, classify_answer
-from lbclient.passage import Passage, timer
-from lbclient.refusals import no_endpoints
-from lbclient.resending import repeated_by_aiohttp, settle
+from lbclient.passage import Passage
 from lbclient.retrying import Retries, retry_after
+from lbclient.retrying.file_bodies import IN_MEMORY, take_turns
+from lbclient.retrying.resending import repeated_by_aiohttp, settle
 from lbclient.service import Service
 from lbclient.timed import blame, timed
 from lbclient.tried import in_words, keep, keep_in, tell
+from lbclient.waiting import wait, wait_in_time
 
 __all__ = ["Exchange"]
 
@@ -31,8 +30,6 @@ _ERROR = 400
 # Reading it from the class takes longer, and each request needs it.
 _SUCCESS = Outcome.SUCCESS
 _TOO_MANY_REQUESTS = 429
-# Seconds before the deadline at which a further attempt is not waited for any more.
-_SPARE = 0.02
 # Of a session that repeats requests by itself: aiohttp has no public name for it.
 _REPEATS = "_retry_connection"
 _UNTRUSTED = (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch)
@@ -103,7 +100,7 @@ class Exchange:
         if type(body) not in IN_MEMORY:
             take_turns(body)
         try:
-            attempt = service.begin(call) or await self._wait()
+            attempt = service.begin(call) or await wait(service, call, self.req, self.tries)
             while True:
                 self.attempt = attempt
                 self.tries.append(attempt)
@@ -185,7 +182,9 @@ class Exchange:
         why = "no slot is free"
         try:
             if before.conn is None:
-                another = service.begin(self.call) or await self._wait_again()
+                another = service.begin(self.call) or await wait_in_time(
+                    service, self.call, self.req, self.tries, self.passage.deadline
+                )
             else:
                 # The rest of its answer is on the way and has a slot: to wait with that is to wait for oneself.
                 another = service.begin_instead(self.call, before)
@@ -207,35 +206,6 @@ class Exchange:
             service.give_back(another)
             raise
         return another
-
-    async def _wait_again(self) -> Attempt | None:
-        """Wait for a slot; None if there is none just before the deadline, when an answer can still be read."""
-        deadline = self.passage.deadline
-        left = None if deadline is None else max(0.0, deadline - _SPARE - self.call.now)
-        try:
-            async with asyncio.timeout(left) as limit:
-                return await self._wait()
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            return None
-
-    async def _wait(self) -> Attempt:
-        try:
-            with timer(self.req):
-                return await self.service.wait_and_begin(self.call)
-        except BaseException as error:
-            if isinstance(error, TimeoutError):
-                error.add_note(self._awaited())
-            tell(error, self.tries)
-            raise
-
-    def _awaited(self) -> str:
-        service, call = self.service, self.call
-        if service.balancer.nodes:
-            return f"service {service.name!r}: waited for a slot; {service.slots.in_flight} attempts are in flight"
-        wait = round(time.monotonic() - call.now, 1)
-        return str(no_endpoints(service.name, service.watcher, service.balancer, tried=len(call.tried), wait=wait))
 
     def _after_error(self, error: BaseException) -> float | None:
         """Seconds until the next attempt, or None if this error is the last word."""

@@ -27,8 +27,8 @@ from lbclient.options import at_least, service_host
 from lbclient.outcome import Classifier
 from lbclient.passage import Passage
 from lbclient.policies import DEFAULT, PolicyOption, policy_factories
-from lbclient.resending import repeated_by_aiohttp, settle
 from lbclient.retrying import Retry
+from lbclient.retrying.resending import repeated_by_aiohttp, settle
 from lbclient.routing import Routing, SlowStart
 from lbclient.service import Service
 from lbclient.settings import PerService, for_each

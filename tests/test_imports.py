@@ -82,13 +82,13 @@ MODULES = {
     ),
     "discovery.registrar": "registrar.registrar",
     "lbclient.errors": "",
-    "lbclient.file_bodies": "",
     "lbclient.hedging.latencies": "",
     "lbclient.load_report": "",
     "lbclient.metrics": "",
     "lbclient.options": "",
     "lbclient.passage": "",
     "lbclient.policies.keys": "",
+    "lbclient.retrying.file_bodies": "",
     "lbclient.retrying.pushback": "",
     "lbclient.retrying.replay": "",
     "lbclient.routing.lines": "",
@@ -101,8 +101,8 @@ MODULES = {
     "lbclient.limits.limits": "options",
     "lbclient.load_reporter": "load_report options",
     "lbclient.outcome": "errors",
-    "lbclient.resending": "file_bodies",
     "lbclient.retrying.budget": "options",
+    "lbclient.retrying.resending": "retrying.file_bodies",
     "lbclient.health": "health.health_check",
     "lbclient.health.state": "health.health_check",
     "lbclient.limits.throttle": "options outcome",
@@ -194,12 +194,14 @@ MODULES = {
         "attempt balancer call errors hedging inquiries limits.lifetimes limits.slots limits.throttle "
         "node outcome passage policies refusals retrying route settings discovery"
     ),
+    "lbclient.waiting": "attempt call passage refusals service tried",
     "lbclient.exchange": (
-        "attempt errors file_bodies outcome passage refusals resending retrying service timed tried"
+        "attempt errors outcome passage retrying retrying.file_bodies retrying.resending service timed "
+        "tried waiting"
     ),
     "lbclient.transport": (
         "drain ejection errors exchange health hedging hops limits options outcome passage policies "
-        "resending retrying routing service settings discovery"
+        "retrying retrying.resending routing service settings discovery"
     ),
     "lbclient.session": (
         "ejection errors health hedging limits options outcome passage policies retrying routing "

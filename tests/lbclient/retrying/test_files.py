@@ -14,7 +14,7 @@ from rig import Prefer, in_flight, local, wire
 
 from discovery import Static
 from lbclient import BalancedSession, Outcome, Retry, attempts
-from lbclient.file_bodies import take_turns
+from lbclient.retrying.file_bodies import take_turns
 
 # Of how many bytes aiohttp asks for at once.
 _CHUNK = 2**18

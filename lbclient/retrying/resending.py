@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 from aiohttp import ClientRequest
 
-from lbclient.file_bodies import take_turns
+from lbclient.retrying.file_bodies import take_turns
 
 __all__ = ["repeated_by_aiohttp", "settle"]
 
