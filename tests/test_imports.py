@@ -196,12 +196,11 @@ MODULES = {
     ),
     "lbclient.waiting": "attempt call passage refusals service tried",
     "lbclient.exchange": (
-        "attempt errors outcome passage retrying retrying.file_bodies retrying.resending service timed "
-        "tried waiting"
+        "attempt errors outcome passage retrying.file_bodies retrying.resending service timed tried waiting"
     ),
     "lbclient.transport": (
         "drain ejection errors exchange health hedging hops limits options outcome passage policies "
-        "retrying retrying.resending routing service settings discovery"
+        "retrying.resending routing service settings discovery"
     ),
     "lbclient.session": (
         "ejection errors health hedging limits options outcome passage policies retrying routing "
