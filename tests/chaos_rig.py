@@ -38,6 +38,8 @@ FAULTS = {
 }
 # What was sent before the end of a fault arrives a little later, on a busy machine.
 SLACK = 0.3
+# What says nothing against a server: an answer, a lost race.
+_UNBLAMED = (Outcome.SUCCESS, Outcome.OURS)
 # Seconds from leaving the registry to stopping.
 LINGER = 0.2
 
@@ -180,13 +182,13 @@ class Chaos:
     def excuses(self, sent: Sent) -> bool:
         """Whether something was wrong with the server of each attempt that failed, while it was under way."""
         end = sent.started_at + sent.elapsed
-        # Of two that answered, the one that lost the race was well: what failed is the one whose error it is.
-        known = any(each.error and each.error == sent.error for each in sent.tries)
-        last = [] if known else sent.tries[-1:]
-        failed = [each for each in sent.tries if each in last or each.outcome is not Outcome.SUCCESS]
-        return bool(sent.tries) and all(
-            self._excuses(each.endpoint.address, each.started_at, end) for each in failed
-        )
+        excused = [self._excuses(each.endpoint.address, each.started_at, end) for each in sent.tries]
+        failed = [
+            excuse for each, excuse in zip(sent.tries, excused, strict=True) if each.outcome not in _UNBLAMED
+        ]
+        # If none of them failed, the body of the winner broke off: it says nothing of that when its node has left
+        # meanwhile, and who lost the race against it may be well.
+        return all(failed) and any(excused)
 
     def _excuses(self, address: str, since: float, until: float) -> bool:
         return any(

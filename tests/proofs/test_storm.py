@@ -97,7 +97,8 @@ async def storm(seconds: float, rng: random.Random) -> list[tuple[str, object]]:
         rows = result(load, chaos, lasted)
         times = processed(servers)
         assert posts_processed_twice(load, servers) == []
-        assert [str(sent) for sent in load.failed if not chaos.excuses(sent)] == []
+        unexplained = [str(sent) for sent in load.failed if not chaos.excuses(sent)]
+        assert not unexplained, "\n".join(unexplained)
         assert [str(sent) for sent in load.between(calm_at + 0.5) if sent.failed] == []
         # A machine that does other things as well may be late, but it was a load.
         assert len(load.sent) > 0.2 * RATE * lasted
