@@ -101,7 +101,7 @@ async def storm(seconds: float, rng: random.Random) -> list[tuple[str, object]]:
         assert not unexplained, "\n".join(unexplained)
         assert [str(sent) for sent in load.between(calm_at + 0.5) if sent.failed] == []
         # A machine that does other things as well may be late, but it was a load.
-        assert len(load.sent) > 0.2 * RATE * lasted
+        assert len(load.sent) > 0.5 * RATE * lasted
         # What was answered well was processed.
         assert [str(sent) for sent in load.sent if not sent.failed and not times[sent.id]] == []
         # Retries and hedges together: a fifth, and ten a second.

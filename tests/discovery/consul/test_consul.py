@@ -145,7 +145,7 @@ async def test_a_service_that_nobody_registered_costs_few_polls(consul: ConsulSe
         polls = way.sent.count(b"GET ") - before
         assert 5 <= polls <= 5 * (time.monotonic() - began_at) + 11
         await consul.register(f"{unique}-none", "10.0.0.2", 80, wait=False)
-        await until(watcher, sees("10.0.0.2"), 3)
+        await until(watcher, sees("10.0.0.2"), 1)
 
 
 async def test_a_broken_way_is_noticed_and_the_set_replaced(consul: ConsulServer, unique: str) -> None:

@@ -274,7 +274,7 @@ async def test_stopping_leaves_nothing_in_the_middle_of_a_question(own: DnsServe
         await asyncio.sleep(0.05)
         began_at = time.monotonic()
         await watcher.stop()
-        assert time.monotonic() - began_at < 1
+        assert time.monotonic() - began_at < 0.1
 
 
 async def test_search_domains_and_servers_come_from_the_system(

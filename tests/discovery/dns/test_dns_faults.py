@@ -129,8 +129,8 @@ async def test_the_answer_behind_rubbish_counts(before: bytes | None) -> None:
 async def test_a_failing_server_is_passed_over_at_once() -> None:
     async with fake(failed(dns.rcode.SERVFAIL)) as bad, fake(lambda query: [good(query)]) as well:
         began_at = time.monotonic()
-        assert await ask(bad, well, timeout=9) == ["10.0.0.1"]
-        assert time.monotonic() - began_at < 2
+        assert await ask(bad, well, timeout=3) == ["10.0.0.1"]
+        assert time.monotonic() - began_at < 0.5
         assert bad.queries == well.queries == 1
 
 

@@ -60,7 +60,7 @@ async def etcd_out_of_reach_for_longer_than_the_ttl(own: EtcdCluster, caplog: py
         began_at = time.monotonic()
         registrar = Registrar(Etcd(PREFIX, hosts=[way.address]), "10.0.0.1:80", ttl=2, linger=0, wait=0.3)
         async with registrar:
-            assert 0.25 < time.monotonic() - began_at < 3
+            assert 0.25 < time.monotonic() - began_at < 1
             assert registrar.state == "registering"
             with pytest.raises(TimeoutError, match=r"not registered within 0.1 s: etcd at .*: cannot connect"):
                 await registrar.registered(0.1)
@@ -112,7 +112,7 @@ async def etcd_gone_for_longer_than_the_ttl_and_without_its_data(own: EtcdCluste
         await own.kill()
         began_at = time.monotonic()
         await registrar.leave()
-        assert time.monotonic() - began_at < 1
+        assert time.monotonic() - began_at < 0.6
         assert "cannot connect" in registrar.reason
 
 
@@ -190,4 +190,4 @@ async def an_agent_gone_for_longer_than_the_ttl_and_without_its_data(own: Consul
         await own.kill()
         began_at = time.monotonic()
         await registrar.leave()
-        assert time.monotonic() - began_at < 1
+        assert time.monotonic() - began_at < 0.6
