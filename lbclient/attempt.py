@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import select
 import time
+from asyncio import sleep
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,7 @@ from weakref import ref
 import aiohttp
 from yarl import URL
 
-from lbclient.errors import NodeLeft
+from lbclient.errors import ConnectionGone, NodeLeft
 from lbclient.node import NO_ATTEMPTS, Node
 from lbclient.outcome import FAILURES, Outcome
 
@@ -20,6 +22,13 @@ if TYPE_CHECKING:
     from aiohttp.connector import Connection
 
 __all__ = ["Attempt"]
+
+# Of other methods a lost request may have been processed, and what they do may not be done twice.
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+# What connections have once a request was sent on them: aiohttp does not tell kept ones from new ones.
+_USED = "_lbclient_used"
+# Turns of the loop until what is there to be read has been taken in: two, also with TLS, and one to be safe.
+_TURNS = 3
 
 # What aiohttp leaves in a body whose connection broke off, or which is none, or on which nothing came any more.
 _BROKEN = (aiohttp.ClientPayloadError, aiohttp.ClientOSError, aiohttp.ServerTimeoutError)
@@ -113,6 +122,28 @@ class Attempt:
 
     def send(self, conn: Connection) -> Awaitable[ClientResponse]:
         """Stand in for `ClientRequest.send`: the connection is there, nothing was written yet."""
+        req, protocol = self._req, conn.protocol
+        kept = getattr(protocol, _USED, False)
+        if not kept:
+            setattr(protocol, _USED, True)
+        if req is not None and req.method not in _SAFE and _has_news(conn):
+            return self._send_if_open(conn, kept=kept)
+        return self._send(conn)
+
+    async def _send_if_open(self, conn: Connection, *, kept: bool) -> ClientResponse:
+        """Let the loop take in what came before the request was sent, which can only be the connection's end.
+
+        A loop that is busy does so late, and what is written until then is lost.
+        """
+        for _ in range(_TURNS):
+            await sleep(0)
+        if conn.protocol is None or not conn.protocol.is_connected():
+            said = f"{self.node.address} had closed the connection; nothing was sent"
+            # One that was never of use is a failure to connect.
+            raise ConnectionGone(said) if kept else aiohttp.ServerDisconnectedError(said)
+        return await self._send(conn)
+
+    def _send(self, conn: Connection) -> Awaitable[ClientResponse]:
         req, self._req = self._req, None
         if req is None or self.node.left:
             raise NodeLeft(f"{self.node.address} left while a connection to it was being made")
@@ -200,3 +231,20 @@ class Attempt:
             "picked": self.picked,
             "error": self.error,
         }
+
+
+def _has_news(conn: Connection) -> bool:
+    """Whether something is there to be read, the end of the connection included: one look at the socket."""
+    if conn.transport is None:
+        return True
+    sock = conn.transport.get_extra_info("socket")
+    if sock is None:
+        return False
+    descriptor = sock.fileno()
+    if descriptor < 0:
+        return True
+    if not hasattr(select, "poll"):
+        return bool(select.select([descriptor], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))

@@ -6,10 +6,12 @@ import aiohttp
 
 __all__ = [
     "AttemptsFailed",
+    "ConnectionGone",
     "LBError",
     "LimitReached",
     "NoEndpoints",
     "NodeLeft",
+    "NothingSent",
     "ResponseCut",
     "SessionClosing",
     "Throttled",
@@ -28,8 +30,16 @@ class NoEndpoints(LBError):  # noqa: N818 - the public name reads as the sentenc
     """There is no endpoint to send the request to; the message has the counts and the state of discovery."""
 
 
-class NodeLeft(LBError):  # noqa: N818 - as above
-    """The node left the registry while a connection to it was being made; nothing was sent."""
+class NothingSent(LBError):  # noqa: N818 - as above
+    """An attempt ended before the first byte was written, through nobody's fault."""
+
+
+class NodeLeft(NothingSent):
+    """The node left the registry while a connection to it was being made."""
+
+
+class ConnectionGone(NothingSent):
+    """The server had closed the connection that was kept from an earlier request."""
 
 
 class AttemptsFailed(LBError):  # noqa: N818 - as above

@@ -11,7 +11,7 @@ import aiohttp
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 
 from lbclient.attempt import Attempt
-from lbclient.errors import AttemptsFailed, LBError, NodeLeft
+from lbclient.errors import AttemptsFailed, ConnectionGone, LBError, NothingSent
 from lbclient.outcome import Outcome, asked, classify, classify_answer
 from lbclient.passage import Passage
 from lbclient.retrying import Retries, retry_after
@@ -189,8 +189,8 @@ class Exchange:
                 # The rest of its answer is on the way and has a slot: to wait with that is to wait for oneself.
                 another = service.begin_instead(self.call, before)
         except (LBError, TimeoutError) as error:
-            # A node that left has said nothing, and after the deadline nobody can read an answer.
-            if isinstance(last, NodeLeft if isinstance(error, LBError) else ClientResponse):
+            # Where nothing was sent nothing was said, and after the deadline nobody can read an answer.
+            if isinstance(last, NothingSent if isinstance(error, LBError) else ClientResponse):
                 raise
             another, why = None, in_words(error, self.url)
         if another is None:
@@ -215,7 +215,8 @@ class Exchange:
         said = self._ask(error)
         outcome = said or blame(classify(error), error, attempt, self.req, self.passage.total)
         self.service.observe(attempt, outcome)
-        call.tried = (*call.tried, attempt.node)
+        if not isinstance(error, ConnectionGone):
+            call.tried = (*call.tried, attempt.node)
         retry = self.service.settings.retry
         if not retry.repeats_error(outcome, error, self.req, sent=attempt.sent, said=said is not None):
             return None

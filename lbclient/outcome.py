@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from lbclient.errors import LBError, NodeLeft
+from lbclient.errors import LBError, NothingSent
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
@@ -42,7 +42,7 @@ class Outcome(Enum):
     | GATEWAY | status 502, 503 or 504 | idempotent and replayable | counts | failure | refused |
     | OVERLOAD | 429, or 503 with `Retry-After` | so too, after `Retry-After` | ignored | failure | refused |
     | CONNECT | no connection, nothing was sent | any method | counts | ignored | refused |
-    | LEFT | the node left before anything was sent | any method, free of charge | ignored | ignored | ignored |
+    | LEFT | node or connection gone, nothing was sent | any method, free of charge | ignored | ignored | ignored |
     | FAULT | sent, no answer in time, or half of one | idempotent and replayable | counts | failure | refused |
     | TIMEOUT | half of the whole time passed in silence | no, none is left | counts | failure | refused |
     | BROKEN | an answer came that is no HTTP | no | counts | failure | accepted |
@@ -125,7 +125,7 @@ def classify_answer(response: ClientResponse) -> Outcome:
 
 def classify(error: BaseException) -> Outcome:  # noqa: PLR0911 - it is a table
     """The outcome of an attempt that ended with this exception. The order matters: the classes overlap."""
-    if isinstance(error, NodeLeft):
+    if isinstance(error, NothingSent):
         return Outcome.LEFT
     if isinstance(error, aiohttp.ClientProxyConnectionError):
         return Outcome.OURS

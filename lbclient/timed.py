@@ -33,7 +33,7 @@ async def timed(sending: Awaitable[ClientResponse], limit: float, attempt: Attem
 def blame(
     outcome: Outcome, error: BaseException, attempt: Attempt, req: ClientRequest, total: float | None
 ) -> Outcome:
-    """The outcome, unless it is that of a deadline whose time went by elsewhere, or all of it at the node.
+    """The outcome, unless nothing was sent, or a deadline's time went by elsewhere, or all of it at the node.
 
     Args:
         outcome: what the error usually means.
@@ -42,6 +42,8 @@ def blame(
         req: what was sent.
         total: seconds for the whole request; None if there is no limit, or none that is known.
     """
+    if outcome is Outcome.FAULT and not attempt.sent:
+        return Outcome.CONNECT
     # A body that the caller makes while it is being sent may be what took so long.
     made_up = getattr(req.body, "consumed", False)
     if made_up and outcome is Outcome.FAULT and isinstance(error.__cause__, TimeoutError):

@@ -59,6 +59,7 @@ class Retry:
         aiohttp.ServerDisconnectedError,
         aiohttp.ServerTimeoutError,
         aiohttp.ClientOSError,
+        aiohttp.ClientConnectionResetError,
     )
     backoff: float = 0.025
     backoff_cap: float = 0.25
