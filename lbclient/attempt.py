@@ -150,7 +150,7 @@ class Attempt:
         self.conn = conn
         self.sent_at = time.monotonic()
         conn.add_callback(self.land)
-        return type(req).send(req, conn)
+        return _send_body(req, conn) if req.body else type(req).send(req, conn)
 
     def follow(self, response: ClientResponse, on_break: Callable[[Attempt, Outcome], None]) -> None:
         """See the body to its end; `on_break` is called with a fault if it breaks off."""
@@ -231,6 +231,18 @@ class Attempt:
             "picked": self.picked,
             "error": self.error,
         }
+
+
+async def _send_body(req: ClientRequest, conn: Connection) -> ClientResponse:
+    """Send a request with a body, and see whether the connection was lost meanwhile.
+
+    From Python 3.12 on aiohttp writes what it can at once. If that fails in the end it closes the connection, and
+    then waits for an answer on none: an `AttributeError`.
+    """
+    response = await type(req).send(req, conn)
+    if conn.protocol is None:
+        raise aiohttp.ServerDisconnectedError("the connection was lost while the request was being written")
+    return response
 
 
 def _has_news(conn: Connection) -> bool:

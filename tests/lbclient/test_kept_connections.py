@@ -182,6 +182,28 @@ async def test_a_connection_that_was_closed_before_its_first_request_is_a_failur
     assert accepted == 1
 
 
+class Losing(aiohttp.ClientRequest):
+    """Loses its first connection while it is being written, as aiohttp does from Python 3.12 on."""
+
+    lost = 0
+
+    async def send(self, conn: Any) -> aiohttp.ClientResponse:
+        response = await super().send(conn)
+        if not Losing.lost:
+            Losing.lost += 1
+            conn.close()
+        return response
+
+
+async def test_a_connection_that_is_lost_while_it_is_written_to_is_a_failure(
+    servers: list[FaultServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Losing, "lost", 0)
+    async with session(servers, request_class=Losing) as client, client.put("/x", data=b"ab") as response:
+        assert [attempt.outcome for attempt in attempts(response)] == [Outcome.FAULT, Outcome.SUCCESS]
+    assert Losing.lost == 1
+
+
 async def test_what_can_be_read_and_is_no_end_changes_nothing() -> None:
     talking: list[asyncio.StreamWriter] = []
 
