@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from patience import patience
 from registry_rig import Proxy
 
 from discovery import Endpoint, Snapshot, Watcher
@@ -84,7 +85,7 @@ async def converge(watchers: list[Watcher], registered: Callable[[], Awaitable[t
     """Wait until all watchers have what is registered; leases may still be running out."""
     expected: tuple[Endpoint, ...] = ()
     try:
-        async with asyncio.timeout(CALM):
+        async with patience(CALM):
             while True:
                 expected = await registered()
                 good = [w.snapshot.endpoints == expected and w.snapshot.state == "live" for w in watchers]
