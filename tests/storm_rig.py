@@ -59,14 +59,17 @@ class Witness:
 
 
 async def storm(
-    writers: Iterable[Awaitable[None]], disasters: dict[str, Disaster], rng: random.Random
+    writers: Iterable[Awaitable[None]],
+    disasters: dict[str, Disaster],
+    rng: random.Random,
+    enough: Callable[[], bool],
 ) -> list[str]:
-    """Change and break things at random for a while; returns what was broken."""
+    """Change and break things at random for a while, and until it is enough; returns what was broken."""
     happened = []
     running = [asyncio.ensure_future(writer) for writer in writers]
     try:
         until = asyncio.get_running_loop().time() + SECONDS
-        while asyncio.get_running_loop().time() < until:
+        while asyncio.get_running_loop().time() < until or not enough():
             await asyncio.sleep(rng.uniform(0.1, 1.0))
             name = rng.choice(list(disasters))
             happened.append(name)
