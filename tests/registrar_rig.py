@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from patience import patience
+
 from discovery import Registrar
 
 
@@ -24,7 +26,7 @@ async def stands(
     end = registrar.subscribe(look)
     look(registrar.state, registrar.reason)
     try:
-        async with asyncio.timeout(timeout):
+        async with patience(timeout):
             await reached.wait()
     except TimeoutError:
         raise AssertionError(f"still {registrar!r} after {timeout} s, not {states} {reason!r}") from None

@@ -8,6 +8,8 @@ import ssl
 from collections.abc import Awaitable, Callable
 from typing import Self
 
+from patience import patience
+
 from discovery import Snapshot, Watcher
 
 
@@ -31,7 +33,10 @@ async def until(
     check: Callable[[Snapshot], object],
     timeout: float = 10.0,  # noqa: ASYNC109 - the message names the snapshot
 ) -> Snapshot:
-    """Wait until a watcher's snapshot passes a check, without polling; a failure shows the snapshot."""
+    """Wait until a watcher's snapshot passes a check, without polling; a failure shows the snapshot.
+
+    The time-out is in seconds that the loop had: the machine may give it none for a while.
+    """
     found: asyncio.Future[Snapshot] = asyncio.get_running_loop().create_future()
 
     def look(snapshot: Snapshot) -> None:
@@ -41,7 +46,7 @@ async def until(
     end = watcher.subscribe(look)
     look(watcher.snapshot)
     try:
-        async with asyncio.timeout(timeout):
+        async with patience(timeout):
             return await found
     except TimeoutError:
         raise AssertionError(f"still {watcher!r} after {timeout} s: {watcher.snapshot.as_dict()}") from None
@@ -103,7 +108,7 @@ class Proxy:
 
     async def saw(self, request: bytes, times: int = 1) -> None:
         """Wait until clients have sent this so many times."""
-        async with asyncio.timeout(5):
+        async with patience(5):
             while self.sent.count(request) < times:
                 self._more.clear()
                 await self._more.wait()
@@ -176,7 +181,7 @@ class Fake:
 
     async def asked(self, check: Callable[[], bool]) -> None:
         """Wait until the check holds; it is made with each request."""
-        async with asyncio.timeout(5):
+        async with patience(5):
             while not check():
                 self._more.clear()
                 await self._more.wait()

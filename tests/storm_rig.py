@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from patience import patience
 from registry_rig import Proxy
 
 from discovery import Endpoint, Snapshot, Watcher
@@ -58,14 +59,17 @@ class Witness:
 
 
 async def storm(
-    writers: Iterable[Awaitable[None]], disasters: dict[str, Disaster], rng: random.Random
+    writers: Iterable[Awaitable[None]],
+    disasters: dict[str, Disaster],
+    rng: random.Random,
+    enough: Callable[[], bool],
 ) -> list[str]:
-    """Change and break things at random for a while; returns what was broken."""
+    """Change and break things at random for a while, and until it is enough; returns what was broken."""
     happened = []
     running = [asyncio.ensure_future(writer) for writer in writers]
     try:
         until = asyncio.get_running_loop().time() + SECONDS
-        while asyncio.get_running_loop().time() < until:
+        while asyncio.get_running_loop().time() < until or not enough():
             await asyncio.sleep(rng.uniform(0.1, 1.0))
             name = rng.choice(list(disasters))
             happened.append(name)
@@ -84,7 +88,7 @@ async def converge(watchers: list[Watcher], registered: Callable[[], Awaitable[t
     """Wait until all watchers have what is registered; leases may still be running out."""
     expected: tuple[Endpoint, ...] = ()
     try:
-        async with asyncio.timeout(CALM):
+        async with patience(CALM):
             while True:
                 expected = await registered()
                 good = [w.snapshot.endpoints == expected and w.snapshot.state == "live" for w in watchers]

@@ -147,6 +147,8 @@ class Follower:
 
     async def _asked(self) -> Answer | None:
         await asyncio.sleep(_ASK_EVERY * random.uniform(0.8, 1.2))
+        # A wait after this ends soon, or what changed without the index might be hidden for the time of two.
+        self._next_wait = min(self._wait, _FIRST_WAIT)
         probe = await self._ask(self._probe)
         # A token's rights may change without the index; a poll is answered completely at the end of its wait, too.
         if max(probe.index, 1) == self._index and time.monotonic() - self._complete_at < self._wait:

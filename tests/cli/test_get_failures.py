@@ -51,8 +51,8 @@ async def seen(servers: list[Backend]) -> int:
         (["/drop", "-d", "x", "-H", "idempotency-key: 1"], 3, "no more than 3 attempts"),
         (["/drop", "-d", "x", "--set", "retry.idempotency_key=X-Once"], 3, "no more than 3 attempts"),
         (["/drop-body"], 1, "a part of the answer is there already"),
-        (["/hang", "--timeout", "0.2"], 1, "no time is left"),
-        (["/hang", "--attempt-timeout", "0.1", "--attempts", "2"], 2, "no more than 2 attempts"),
+        (["/hang", "--timeout", "3"], 1, "no time is left"),
+        (["/hang", "--attempt-timeout", "1.5", "--attempts", "2"], 2, "no more than 2 attempts"),
         (["/redirect?to=/status/500"], 2, "its status is none of 429, 502, 503, 504"),
     ],
 )
@@ -85,7 +85,7 @@ def test_explain_tells_why_there_was_another_attempt(both: str, dead: str) -> No
 
 async def test_a_hedged_race_shows_both_attempts(both: str, servers: list[Backend]) -> None:
     await seen(servers)
-    done = lbclient("get", both, "/slow?ms=400", "--hedge", "0.05", "--explain")
+    done = lbclient("get", both, "/slow?ms=2000", "--hedge", "0.05", "--explain")
     first, second, said, *_ = done.err.splitlines()
     assert await seen(servers) == 2
     assert "picked by hedge after 50 ms, " in second
@@ -96,10 +96,12 @@ async def test_a_hedged_race_shows_both_attempts(both: str, servers: list[Backen
 
 
 def test_hedges_are_counted_and_are_no_retries(both: str) -> None:
-    result = told(both, "/slow?ms=100", "-n", "4", "--hedge", "0.02")
+    # Four at once, of which none is answered before its hedge is due, be the machine ever so busy.
+    arguments = (both, "/slow?ms=2000", "-n", "4", "--concurrency", "4", "--hedge", "0.02")
+    result = told(*arguments)
     assert (result["retried"], result["failed"], result["hedges"]["sent"]) == (0, 0, 4)
-    assert "4 hedged (" in lbclient("get", both, "/slow?ms=100", "-n", "4", "--hedge", "0.02").out
-    race = told(both, "/slow?ms=100", "--hedge", "0.02")["attempts"]
+    assert "4 hedged (" in lbclient("get", *arguments).out
+    race = told(both, "/slow?ms=2000", "--hedge", "0.02")["attempts"]
     assert [attempt["hedge"] for attempt in race] == [False, True]
     assert all(attempt["repeated"] is None for attempt in race)
 

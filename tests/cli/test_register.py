@@ -60,7 +60,7 @@ async def test_alone_until_a_signal(etcd: EtcdCluster, prefix: str, start: Start
         "--meta",
         "a=b=c",
         "--linger",
-        "9",
+        "30",
     )
     assert running.line().split()[1:] == ["registered", "10.0.0.1:80"]
     assert {key: json.loads(value) for key, value in (await etcd.get_prefix(prefix)).items()} == {
@@ -74,7 +74,7 @@ async def test_alone_until_a_signal(etcd: EtcdCluster, prefix: str, start: Start
     done = running.end(signal.SIGTERM)
     assert (done.code, done.err) == (143, "")
     assert done.out.split()[1:] == ["left", "10.0.0.1:80"]
-    assert time.monotonic() - sent_at < 3
+    assert time.monotonic() - sent_at < 15
     assert await etcd.get_prefix(prefix) == {}
 
 
@@ -91,7 +91,7 @@ async def test_the_entry_is_gone_before_the_command_is_told(etcd: EtcdCluster, p
     running.process.send_signal(signal.SIGTERM)
     assert json.loads(running.line(err=True))["state"] == "left"
     assert running.line() == "SIGTERM 0"
-    assert 0.4 <= time.monotonic() - sent_at < 3
+    assert time.monotonic() - sent_at >= 0.4
     done = running.end()
     assert (done.code, done.out, done.err) == (5, "", "")
 
@@ -111,7 +111,7 @@ async def test_a_second_signal_does_not_wait(etcd: EtcdCluster, prefix: str, sta
 @pytest.mark.parametrize(("script", "code"), [("sleep 0.3; exit 7", 7), ("kill -9 $$", 137)])
 async def test_the_command_ends_by_itself(etcd: EtcdCluster, prefix: str, script: str, code: int) -> None:
     began_at = time.monotonic()
-    done = lbclient("register", url(etcd, prefix), *SERVER, "--linger", "30", "--", "sh", "-c", script)
+    done = lbclient("register", url(etcd, prefix), *SERVER, "--linger", "60", "--", "sh", "-c", script)
     assert (done.code, done.out) == (code, "")
     assert done.err.splitlines()[-1].split()[1:] == ["left", "10.0.0.1:80"]
     assert await etcd.get_prefix(prefix) == {}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import patience
 from virtual_time import run
 
 from discovery import Cache, Endpoint, Memory, Merge, Watcher
@@ -33,7 +34,7 @@ def memory(*endpoints: Endpoint) -> Memory:
 
 
 async def until(watcher: Watcher, check: Callable[[Snapshot], object]) -> Snapshot:
-    async with asyncio.timeout(5):
+    async with patience(5):
         while not check(watcher.snapshot):
             await watcher.next_swap()
     return watcher.snapshot
@@ -259,7 +260,7 @@ async def test_the_watcher_writes_and_another_process_reads(tmp_path: Path) -> N
         loop.call_soon_threadsafe(saved.set)
 
     cache.save = save  # type: ignore[method-assign]
-    async with Watcher(source, cache=cache), asyncio.timeout(5):
+    async with Watcher(source, cache=cache), patience(5):
         await saved.wait()
     found = Cache(tmp_path).load(repr(source))
     assert found is not None
@@ -293,7 +294,7 @@ async def test_a_registry_that_says_nothing_at_the_start_is_not_waited_for(tmp_p
 
     Cache(tmp_path).save("silent", (A,))
     async with Watcher(Silent(), cache=tmp_path) as watcher:
-        found = await watcher.ready(3)
+        found = await watcher.ready(30)
         assert (found.endpoints, found.reason) == ((A,), "no answer yet; the endpoints are from the cache")
         assert (found.age or 0) < 5
 

@@ -222,7 +222,7 @@ async def test_refusing_leaves_open_connections_alone(backend: Backend, session:
 
 
 async def test_only_idle_connections_are_closed(backend: Backend, session: aiohttp.ClientSession) -> None:
-    busy = asyncio.create_task(session.get(f"http://{backend.address}/slow?ms=300"))
+    busy = asyncio.create_task(session.get(f"http://{backend.address}/slow?ms=3000"))
     await until(backend.stat, lambda stat: stat["in_flight"] == 1)
     async with session.get(f"http://{backend.address}/ping") as response:
         await response.read()

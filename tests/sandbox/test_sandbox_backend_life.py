@@ -41,7 +41,7 @@ async def test_restart_keeps_the_port_and_forgets_the_counts(session: aiohttp.Cl
 
 async def test_fail_answers_500_to_what_comes_until_it_recovers(session: aiohttp.ClientSession) -> None:
     async with await Backend.start("b") as backend:
-        slow = asyncio.create_task(session.get(f"http://{backend.address}/slow?ms=200"))
+        slow = asyncio.create_task(session.get(f"http://{backend.address}/slow?ms=3000"))
         await until(backend.stat, lambda stat: stat["in_flight"] == 1)
         await backend.fail()
         for path in ("/ping", "/v1/users/42", "/hang"):
@@ -58,10 +58,10 @@ async def test_terminate_finishes_what_is_in_progress(session: aiohttp.ClientSes
     async with await Backend.start("b") as backend:
         async with session.get(f"http://{backend.address}/ping") as response:
             await response.read()
-        slow = asyncio.create_task(session.get(f"http://{backend.address}/slow?ms=300"))
-        stream = asyncio.create_task(session.get(f"http://{backend.address}/stream?chunks=30&ms=10&size=1000"))
+        slow = asyncio.create_task(session.get(f"http://{backend.address}/slow?ms=3000"))
+        stream = asyncio.create_task(session.get(f"http://{backend.address}/stream?chunks=30&ms=100&size=1000"))
         await until(backend.stat, lambda stat: stat["in_flight"] == 2)
-        ending = asyncio.create_task(backend.terminate(5))
+        ending = asyncio.create_task(backend.terminate(20))
         async with await slow as response:
             assert await response.read() == b"ok"
             assert response.headers["Connection"] == "close"

@@ -26,7 +26,7 @@ async def server() -> AsyncIterator[DnsServer]:
 async def ask(server: DnsServer, name: str, kind: str = "A", *, tcp: bool = False) -> list[str]:
     host, _, port = server.address.partition(":")
     carry = dns.asyncquery.tcp if tcp else dns.asyncquery.udp
-    answer = await carry(dns.message.make_query(name, kind), host, timeout=1, port=int(port))
+    answer = await carry(dns.message.make_query(name, kind), host, timeout=10, port=int(port))
     return sorted(record.to_text() for rrset in answer.answer for record in rrset)
 
 
@@ -73,7 +73,7 @@ async def test_over_tls(tmp_path: Path) -> None:
     async with await start_dns(["web 1 A 10.0.0.1"], tls=files) as server:
         host, _, port = server.tls_address.partition(":")
         query = dns.message.make_query("web.test", "A")
-        assert (await dns.asyncquery.tls(query, host, 1, int(port), verify=False)).answer
+        assert (await dns.asyncquery.tls(query, host, 10, int(port), verify=False)).answer
 
 
 async def test_one_that_dies_says_why(tmp_path: Path) -> None:

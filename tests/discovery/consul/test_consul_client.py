@@ -102,7 +102,7 @@ async def test_a_probe_behind_the_index_begins_anew() -> None:
     """A server restored from a backup keeps a query from the future waiting in silence."""
     fake, seen = agent(answer(50, instance(1)), probe=lambda: answer(7))
     async with fake, Watcher(Consul("web", address=fake.address, probe_interval=0.1)) as watcher:
-        await watcher.ready(2)
+        await watcher.ready(10)
         await fake.asked(lambda: len(seen) >= 3)
     assert seen[:3] == [None, "50", None]
 
@@ -118,7 +118,7 @@ async def test_no_set_is_made_up_before_the_first_answer() -> None:
 async def test_a_probe_without_an_answer_ends_the_wait() -> None:
     fake, _ = agent(answer(5, instance(1)), probe=lambda: http("", status="500 x"))
     async with fake, Watcher(Consul("web", address=fake.address, probe_interval=0.2)) as watcher:
-        await watcher.ready(2)
+        await watcher.ready(10)
         await until(watcher, lambda snapshot: "500" in snapshot.reason, 1)
 
 
@@ -222,7 +222,7 @@ async def test_broken_instances_are_skipped_and_an_id_is_unique_on_its_node_only
     async with fake:
         source = Consul("web", address=fake.address)
         async with Watcher(source) as watcher:
-            snapshot = await watcher.ready(2)
+            snapshot = await watcher.ready(10)
     assert [(e.host, e.id) for e in snapshot.endpoints[:2]] == [("10.0.0.1", "n/i1"), ("10.0.0.2", "m/i1")]
     # An empty list of weights is as good as none.
     assert [e.host for e in snapshot.endpoints[2:]] == ["10.0.0.6"]

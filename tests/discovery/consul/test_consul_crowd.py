@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from patience import Stopwatch, patience
 from registry_rig import Fake, Proxy, http, sees, stale, until
 
 from discovery import Consul, Watcher
@@ -48,6 +49,7 @@ async def register(consul: ConsulServer, names: Iterable[str], host: str) -> Non
         await consul._ask("PUT", "/v1/txn", [node, *services[start : start + 63]])
 
 
+@pytest.mark.timeout(120)
 async def test_more_services_than_an_agent_takes_connections(
     crowded: ConsulServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,19 +104,19 @@ async def test_who_leaves_makes_room_when_its_wait_would_have_ended(
         late.start()
         await way.saw(b"index=")
         await holds(lambda: first.polling != second.polling)
-        left_at = time.monotonic()
-        await (late if first.polling else early).stop()
-        stays = first if first.polling else second
-        await holds(lambda: not stays.polling)
+        with Stopwatch() as watch:
+            await (late if first.polling else early).stop()
+            stays = first if first.polling else second
+            await holds(lambda: not stays.polling)
         assert time.monotonic() - began_at > 2
-        assert time.monotonic() - left_at < 3
+        assert watch.seconds < 3
         await early.stop()
         await late.stop()
 
 
 async def holds(check: Callable[[], bool]) -> None:
     """Wait until something holds that no snapshot tells."""
-    async with asyncio.timeout(5):
+    async with patience(5):
         while not check():  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.01)
 
@@ -127,14 +129,14 @@ async def test_an_agent_whose_connections_others_have(
     host, _, port = crowded.address.rpartition(":")
     losses: list[str] = []
     async with contextlib.AsyncExitStack() as stack:
-        first = await stack.enter_async_context(Watcher(Consul(names[0], address=crowded.address)))
+        first = await stack.enter_async_context(Watcher(Consul(names[0], address=crowded.address, timeout=20)))
         await until(first, sees("10.0.0.1"))
         others = []
         for _ in range(185):
             _, writer = await asyncio.open_connection(host, int(port))
             stack.callback(writer.transport.abort)
             others.append(writer)
-        sources = [Consul(name, address=crowded.address) for name in names[1:]]
+        sources = [Consul(name, address=crowded.address, timeout=20) for name in names[1:]]
         watchers = [first]
         for source in sources:
             # Each with its own beginning: a crowd at once needs more connections than there are.
@@ -160,6 +162,8 @@ def instance(index: int, number: int) -> bytes:
 @pytest.mark.parametrize("no", [None, http("", status="429 x")])
 async def test_who_may_not_wait_asks_and_tries_again(no: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consul_follow, "_ASK_EVERY", 0.02)
+    # A busy machine may take its time between a question and the refusal.
+    monkeypatch.setattr(consul_follow, "_REFUSED_WITHIN", 20)
     ahead = 0.0
     monkeypatch.setattr(consul_follow, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + ahead))
     state = {"index": 5, "refused": 0, "all": 0}
@@ -174,7 +178,7 @@ async def test_who_may_not_wait_asks_and_tries_again(no: bytes | None, monkeypat
         return instance(state["index"], state["index"])
 
     async with Fake(say) as fake:
-        source = Consul("web", address=fake.address)
+        source = Consul("web", address=fake.address, timeout=20)
         async with Watcher(source) as watcher:
             losses: list[str] = []
             watcher.subscribe(lambda snapshot: losses.append(snapshot.reason) if snapshot.reason else None)
@@ -270,7 +274,7 @@ async def test_after_an_outage_nothing_is_left_and_after_silence_the_session_is_
         return instance(5, 1)
 
     async with Fake(say) as fake:
-        options: dict[str, Any] = {"address": fake.address, "probe_interval": 0.1, "timeout": 0.1}
+        options: dict[str, Any] = {"address": fake.address, "probe_interval": 0.1, "timeout": 2}
         one, two = Watcher(Consul("a", **options)), Watcher(Consul("b", **options))
         async with one, two:
             await until(one, sees("10.0.0.1"))

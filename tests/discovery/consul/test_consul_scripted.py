@@ -64,6 +64,7 @@ async def quiet(watcher: Watcher, consul: FakeConsul, seconds: float) -> None:
 @example(steps=[("register", 1, 1.0), ("deaf", 0, 0.0), ("register", 2, 0.0)], seed=0)
 @example(steps=[("register", 1, 1.0), ("deaf", 0, 0.0), ("register", 2, 1.0), ("restore", 2, 0.0)], seed=0)
 @example(steps=[("register", 1, 1.0), ("blind", 1, 40.0)], seed=0)
+@example(steps=[("register", 0, 0.0), ("crowd", 1, 0.0), ("blind", 1, 40.0)], seed=0)
 @example(steps=[("register", 1, 1.0), ("crowd", 1, 40.0), ("register", 2, 9.0)], seed=0)
 def test_after_any_story_the_watcher_has_what_consul_has(steps: list[tuple[str, int, float]], seed: int) -> None:
     async def main() -> None:

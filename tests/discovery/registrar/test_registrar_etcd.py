@@ -7,12 +7,15 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from patience import patience
 from registrar_rig import Vote, stands
 from registry_rig import Proxy, sees, until
 
 from discovery import Endpoint, Etcd, Registrar, Snapshot, Watcher
+from discovery.registrar.upkeep import Upkeep
 from lbclient.sandbox import EtcdCluster
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
@@ -28,8 +31,12 @@ newest = pytest.mark.parametrize("etcd", ["3.5"], indirect=True)
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Allow beats of 0.3 s; etcd makes 2 s of any shorter TTL."""
-    monkeypatch.setattr("discovery.registrar.registrar._SHORTEST_TTL", 0.9)
+    """Have them beat every 0.3 s; the registry waits for the whole TTL, which no busy machine makes them miss."""
+
+    def made(*args: Any, **more: Any) -> Upkeep:
+        return Upkeep(*args, **{**more, "ttl": 0.9})
+
+    monkeypatch.setattr("discovery.registrar.registrar.Upkeep", made)
 
 
 def lease_of(registrar: Registrar) -> int:
@@ -37,7 +44,7 @@ def lease_of(registrar: Registrar) -> int:
 
 
 def brief(source: Etcd, **options: object) -> Registrar:
-    options = {"ttl": 2, "linger": 0, **options}
+    options = {"ttl": 9, "linger": 0, **options}
     return Registrar(source, "10.0.0.1:80", **options)  # type: ignore[arg-type]
 
 
@@ -85,25 +92,28 @@ async def test_leaving_is_seen_within_50_ms(etcd: EtcdCluster, unique: str) -> N
     source = Etcd(unique, hosts=etcd.addresses)
     took = []
     async with Watcher(source) as watcher:
-        for _ in range(3):
+        # A busy machine is busy at times, and what waits for a beat or a probe does so each time.
+        for _ in range(20):
             async with brief(source):
                 await until(watcher, sees("10.0.0.1"))
                 left_at = time.monotonic()
             await until(watcher, sees())
             took.append(time.monotonic() - left_at)
+            if took[-1] < 0.05:
+                break
     assert min(took) < 0.05, took
 
 
 async def test_leaving_lingers_after_the_key_is_gone(etcd: EtcdCluster, unique: str) -> None:
     source = Etcd(unique, hosts=etcd.addresses)
     async with Watcher(source) as watcher:
-        registrar = brief(source, linger=0.3)
+        registrar = brief(source, linger=2)
         async with registrar:
             await until(watcher, sees("10.0.0.1"))
             gone = asyncio.create_task(until(watcher, sees()))
             left_at = time.monotonic()
         assert gone.done()
-        assert time.monotonic() - left_at > 0.3
+        assert time.monotonic() - left_at > 2
         with pytest.raises(RuntimeError, match="has left"):
             registrar.start()
 
@@ -114,7 +124,8 @@ async def test_an_update_leaves_no_gap(etcd: EtcdCluster, unique: str) -> None:
     async with Watcher(source) as watcher, brief(source) as registrar:
         await until(watcher, weight(1))
         watcher.subscribe(seen.append)
-        await asyncio.wait_for(registrar.update(replace(registrar.endpoint, weight=4)), 2)
+        async with patience(2):
+            await registrar.update(replace(registrar.endpoint, weight=4))
         assert registrar.endpoint.weight == 4
         await until(watcher, weight(4))
         with pytest.raises(ValueError, match=r"10\.0\.0\.2:80 is another server"):
@@ -124,7 +135,7 @@ async def test_an_update_leaves_no_gap(etcd: EtcdCluster, unique: str) -> None:
 
 async def test_a_dead_lease_is_replaced(etcd: EtcdCluster, unique: str, quick: None) -> None:
     source = Etcd(unique, hosts=etcd.addresses)
-    async with Watcher(source) as watcher, brief(source, ttl=0.9) as registrar:
+    async with Watcher(source) as watcher, brief(source) as registrar:
         await until(watcher, sees("10.0.0.1"))
         lease = lease_of(registrar)
         await etcd.revoke(lease)
@@ -141,7 +152,7 @@ async def test_what_somebody_breaks_is_mended(
 ) -> None:
     caplog.set_level(logging.INFO, "discovery.registrar")
     source = Etcd(unique, hosts=etcd.addresses)
-    async with Watcher(source) as watcher, brief(source, ttl=0.9) as registrar:
+    async with Watcher(source) as watcher, brief(source) as registrar:
         await until(watcher, sees("10.0.0.1"))
         await etcd.delete(f"{unique}/10.0.0.1:80")
         await until(watcher, sees())
@@ -168,14 +179,14 @@ async def test_what_somebody_breaks_is_mended(
 @newest
 async def test_health(etcd: EtcdCluster, unique: str, quick: None, caplog: pytest.LogCaptureFixture) -> None:
     source, vote = Etcd(unique, hosts=etcd.addresses), Vote(lambda: False)
-    options = {"ttl": 0.9, "health": vote, "health_interval": 0.05, "health_timeout": 0.2}
+    options = {"health": vote, "health_interval": 0.05, "health_timeout": 0.2}
     async with Watcher(source) as watcher, brief(source, **options) as registrar:
         # Entered without being found: what is not healthy at first is never shown.
         assert (registrar.state, registrar.reason) == ("unhealthy", "the health check said no")
         assert (await watcher.ready()).endpoints == ()
         vote.answer = lambda: None
         await until(watcher, sees("10.0.0.1"))
-        await registrar.registered(1)
+        await stands(registrar, "registered", timeout=1)
         lease = lease_of(registrar)
         vote.answer = lambda: 1 / 0
         await until(watcher, sees())
@@ -199,8 +210,8 @@ async def test_the_last_process_with_an_id_wins(
     etcd: EtcdCluster, unique: str, quick: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = Etcd(unique, hosts=etcd.addresses)
-    first = Registrar(source, "10.0.0.1:80", id="x", ttl=0.9, linger=0)
-    second = Registrar(source, "10.0.0.2:80", id="x", ttl=0.9, linger=0)
+    first = Registrar(source, "10.0.0.1:80", id="x", ttl=9, linger=0)
+    second = Registrar(source, "10.0.0.2:80", id="x", ttl=9, linger=0)
     async with Watcher(source) as watcher, first:
         await until(watcher, sees("10.0.0.1"))
         async with second:
@@ -209,10 +220,10 @@ async def test_the_last_process_with_an_id_wins(
             versions = watcher.snapshot.version
             await asyncio.sleep(0.7)
             assert (watcher.snapshot.version, second.state) == (versions, "registered")
-        await until(watcher, sees("10.0.0.1"), 3)
+        await until(watcher, sees("10.0.0.1"), 5)
         await stands(first, "registered")
         # The other way round: the one that was overwritten leaves.
-        async with Registrar(source, "10.0.0.3:80", id="x", ttl=2, linger=0):
+        async with Registrar(source, "10.0.0.3:80", id="x", ttl=9, linger=0):
             await until(watcher, sees("10.0.0.3"))
             await first.leave()
             await asyncio.sleep(0.1)
@@ -223,20 +234,23 @@ async def test_the_last_process_with_an_id_wins(
 @newest
 async def test_cancelled_while_registering_leaves_nothing_behind(etcd: EtcdCluster, unique: str) -> None:
     """Wherever it is cut: no key, and no lease."""
+
+    async def leases() -> set[str]:
+        async with Etcd(unique, hosts=etcd.addresses).client() as client:
+            return {lease["ID"] for lease in (await client.call("/lease/leases", {})).get("leases", [])}
+
+    before = await leases()
     for request in (b"/v3/lease/grant", b"/v3/kv/put"):
         async with Proxy(etcd.address) as way:
             way.hold(request)
-            registrar = brief(Etcd(unique, hosts=[way.address]))
+            registrar = brief(Etcd(unique, hosts=[way.address], timeout=30))
             entering = asyncio.create_task(registrar.__aenter__())
             await way.saw(request)
             began_at = time.monotonic()
             entering.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await entering
-            assert time.monotonic() - began_at < 1.6
+            assert time.monotonic() - began_at < 15
             assert registrar.state == "left"
         assert await etcd.get_prefix(unique) == {}
-    async with Etcd(unique, hosts=etcd.addresses).client() as client:
-        for _ in range(2):
-            leases = (await client.call("/lease/leases", {})).get("leases", [])
-    assert leases == []
+    assert await leases() <= before

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from patience import Stopwatch, patience
 from registrar_rig import stands
 from registry_rig import Proxy, sees, until
 
@@ -58,22 +59,27 @@ async def etcd_out_of_reach_for_longer_than_the_ttl(own: EtcdCluster, caplog: py
     async with Watcher(Etcd(PREFIX, hosts=own.addresses)) as watcher, Proxy(own.address) as way:
         await way.cut()
         began_at = time.monotonic()
-        registrar = Registrar(Etcd(PREFIX, hosts=[way.address]), "10.0.0.1:80", ttl=2, linger=0, wait=0.3)
-        async with registrar:
-            assert 0.25 < time.monotonic() - began_at < 1
+        # With a lease that does not run out because a busy machine pauses us.
+        registrar = Registrar(Etcd(PREFIX, hosts=[way.address]), "10.0.0.1:80", ttl=4, linger=0, wait=0.3)
+        with Stopwatch() as watch:
+            await registrar.__aenter__()
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_exit(registrar)
+            assert time.monotonic() - began_at > 0.25
+            assert watch.seconds < 1
             assert registrar.state == "registering"
             with pytest.raises(TimeoutError, match=r"not registered within 0.1 s: etcd at .*: cannot connect"):
                 await registrar.registered(0.1)
             await way.accept()
             await until(watcher, sees("10.0.0.1"), 3)
-            await registrar.registered(1)
+            await stands(registrar, "registered", timeout=1)
             await way.cut()
-            await stands(registrar, "registered", reason="cannot connect", timeout=1)
-            await until(watcher, sees(), 6)
+            await stands(registrar, "registered", reason="cannot connect", timeout=2)
+            await until(watcher, sees(), 8)
             await stands(registrar, "lost", reason="cannot connect", timeout=3)
             await way.accept()
             await until(watcher, sees("10.0.0.1"), 4)
-            await registrar.registered(1)
+            await stands(registrar, "registered", timeout=1)
     said = [line for record in caplog.records if (line := record.getMessage()).startswith(registrar.name)]
     assert [line.removeprefix(registrar.name).split(": ")[1] for line in said] == [
         "not registered yet, trying again",
@@ -93,26 +99,26 @@ async def etcd_gone_for_longer_than_the_ttl_and_without_its_data(own: EtcdCluste
         await stands(registrar, "lost", timeout=3)
         lease = lease_of(registrar)
         await own.wipe()
-        await registrar.registered(4)
+        await stands(registrar, "registered", timeout=4)
         assert lease_of(registrar) != lease
         assert len(await own.get_prefix(PREFIX)) == 1
         received_at = watcher.snapshot.received_at or 0
         await until(watcher, lambda s: sees("10.0.0.1")(s) and (s.received_at or 0) > received_at, 5)
         # Leaving takes a bounded time when etcd does not answer, and next to none when there is none.
         other = quick(source, id="other", linger=30)
-        await asyncio.wait_for(other.__aenter__(), 5)
+        await other.__aenter__()
         await own.pause()
         await asyncio.sleep(0.4)
-        began_at = time.monotonic()
-        await other.leave()
-        assert time.monotonic() - began_at < 2
+        with Stopwatch() as watch:
+            await other.leave()
+        assert watch.seconds < 2
         assert other.state == "left"
         assert "no answer within 1 s" in other.reason
         await own.resume()
         await own.kill()
-        began_at = time.monotonic()
-        await registrar.leave()
-        assert time.monotonic() - began_at < 0.6
+        with Stopwatch() as watch:
+            await registrar.leave()
+        assert watch.seconds < 0.6
         assert "cannot connect" in registrar.reason
 
 
@@ -124,14 +130,14 @@ async def another_member_takes_over_within_the_ttl(three: EtcdCluster) -> None:
         other = three.addresses[used - 1]
         source = Etcd(PREFIX, hosts=[three.addresses[used], other])
         watcher = await stack.enter_async_context(Watcher(Etcd(PREFIX, hosts=[other])))
-        registrar = await stack.enter_async_context(Registrar(source, "10.0.0.1:80", ttl=2, linger=0))
+        registrar = await stack.enter_async_context(Registrar(source, "10.0.0.1:80", ttl=6, linger=0))
         await until(watcher, sees("10.0.0.1"))
         versions, lease, revision = watcher.snapshot.version, lease_of(registrar), await three.revision()
         await three.pause(used)
-        await stands(registrar, "registered", reason="no answer within 0.6", timeout=2)
-        async with asyncio.timeout(5):
+        await stands(registrar, "registered", reason="no answer within 2 s", timeout=6)
+        async with patience(5):
             await registrar._standing.until(lambda: not registrar.reason)
-        await asyncio.sleep(2.2)
+        await asyncio.sleep(6.2)
         # Nothing was written anew, either: the signs of life of a thousand servers must not wake all watchers.
         after = await three.members[used - 1].revision()
         assert (watcher.snapshot.version, lease_of(registrar), after) == (versions, lease, revision)
@@ -152,15 +158,16 @@ async def an_agent_cut_off_for_longer_than_the_ttl(own: ConsulServer) -> None:
     async with (
         Watcher(Consul(PREFIX, address=own.address)) as watcher,
         Proxy(own.address) as way,
-        quick(Consul(PREFIX, address=way.address)) as registrar,
+        # Not one that a busy machine pauses for as long as this.
+        quick(Consul(PREFIX, address=way.address), ttl=4) as registrar,
     ):
         await until(watcher, sees("10.0.0.1"))
         watcher.subscribe(seen.append)
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(5)
         assert {(snapshot.version, snapshot.state) for snapshot in seen} <= {(watcher.snapshot.version, "live")}
         await way.cut()
-        await stands(registrar, "registered", reason="cannot connect", timeout=1)
-        await until(watcher, sees(), 3)
+        await stands(registrar, "registered", reason="cannot connect", timeout=3)
+        await until(watcher, sees(), 6)
         await stands(registrar, "lost", reason="cannot connect", timeout=2)
         await way.accept()
         await until(watcher, sees("10.0.0.1"), 3)
@@ -174,20 +181,20 @@ async def an_agent_gone_for_longer_than_the_ttl_and_without_its_data(own: Consul
         await own.kill()
         await stands(registrar, "lost", timeout=4)
         await own.wipe()
-        await registrar.registered(4)
+        await stands(registrar, "registered", timeout=4)
         received_at = watcher.snapshot.received_at or 0
         await until(watcher, lambda s: sees("10.0.0.1")(s) and (s.received_at or 0) > received_at, 5)
         # Leaving takes a bounded time when the agent does not answer, and next to none when there is none.
         other = quick(source, id="other", linger=30)
-        await asyncio.wait_for(other.__aenter__(), 5)
+        await other.__aenter__()
         await own.pause()
         await asyncio.sleep(0.4)
-        began_at = time.monotonic()
-        await other.leave()
-        assert time.monotonic() - began_at < 2
+        with Stopwatch() as watch:
+            await other.leave()
+        assert watch.seconds < 2
         assert (other.state, other.reason) == ("left", "no answer within 1 s")
         await own.resume()
         await own.kill()
-        began_at = time.monotonic()
-        await registrar.leave()
-        assert time.monotonic() - began_at < 0.6
+        with Stopwatch() as watch:
+            await registrar.leave()
+        assert watch.seconds < 0.6
