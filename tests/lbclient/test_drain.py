@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 import trustme
-from rig import stats_of, until
+from rig import Gate, local, open_descriptors, stats_of, until
 
 from discovery import Memory, Watcher
 from lbclient import BalancedSession, Limits, RoundRobin, attempts
@@ -221,17 +221,24 @@ async def test_a_node_may_be_back_before_its_old_connections_have_died(
 
 
 async def test_more_connections_than_are_closed_in_one_turn_are_all_closed(
-    nodes: list[Backend], memory: Memory, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lbclient.drain._SLICE", 100)
-    memory.set([nodes[0].address])
-    async with BalancedSession(memory, limits=Limits(per_node=0), keepalive_timeout=60) as session:
-        for _ in range(2):
-            await asyncio.gather(*(_ok(session, "/slow?ms=300") for _ in range(600)))
-        opened = await connections(nodes[0])
-        assert opened >= 600
-        await remove(memory, nodes[0])
-        await until(lambda: _is(connections(nodes[0]), 0), 2)
+    """Those of both sides are descriptors of this process."""
+    monkeypatch.setattr("lbclient.drain._SLICE", 50)
+    gate = Gate()
+    async with local(gate) as leaving, local() as staying:
+        memory, before = Memory([leaving.address]), open_descriptors()
+        async with BalancedSession(memory, limits=Limits(per_node=0), keepalive_timeout=60) as session:
+            requests: list[asyncio.Task[str]] = []
+            # No more at the same time than fit into the queue of connections to accept.
+            for count in (100, 200, 300):
+                requests += [asyncio.create_task(_ok(session, "/x")) for _ in range(100)]
+                await until(lambda count=count: len(leaving.seen) == count)
+            gate.let(300)
+            await asyncio.gather(*requests)
+            assert open_descriptors() >= before + 600
+            memory.set([staying.address])
+            await until(lambda: open_descriptors() <= before)
 
 
 async def test_a_session_closes_all_it_opened(memory: Memory, nodes: list[Backend]) -> None:
