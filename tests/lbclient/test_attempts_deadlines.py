@@ -79,7 +79,7 @@ async def test_an_attempt_that_was_not_sent_is_repeated_after_its_deadline(
 
     async with (
         BalancedSession(
-            Static([hole, nodes[1].address]), policy=Prefer(hole), attempt_timeout=PATIENCE
+            Static([hole, nodes[1].address]), policy=Prefer(hole), attempt_timeout=PATIENCE, connect_timeout=30
         ) as session,
         session.post("/x", data=b"body" if body == "bytes" else generate()) as response,
     ):
@@ -89,7 +89,7 @@ async def test_an_attempt_that_was_not_sent_is_repeated_after_its_deadline(
 
 
 async def test_the_error_after_no_connection_in_time_is_a_connection_timeout(hole: str) -> None:
-    async with BalancedSession(Static([hole]), attempt_timeout=0.05) as session:
+    async with BalancedSession(Static([hole]), attempt_timeout=0.05, connect_timeout=30) as session:
         with pytest.raises(aiohttp.ConnectionTimeoutError):
             await session.get("/x")
 

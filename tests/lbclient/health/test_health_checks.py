@@ -407,7 +407,7 @@ async def test_connections_are_kept_only_if_the_next_check_comes_in_time() -> No
 
 
 async def test_a_connection_of_requests_that_a_check_used_is_left_to_them() -> None:
-    check = HealthCheck(interval=3600)
+    check = HealthCheck(interval=3600, timeout=30)
     async with local() as server, BalancedSession(Static([server.address]), health_check=check) as session:
         await session.ready()
         await until(lambda: last(session, server.address)["result"] == "ok")
