@@ -24,7 +24,7 @@ __all__ = ["Fault", "FaultServer", "Report", "Trace", "fault_servers", "started"
 
 _PROGRAM = Path(__file__).with_name("fault_server.py")
 _START_TIMEOUT = 20.0
-_CONTROL_TIMEOUT = 5.0
+_CONTROL_TIMEOUT = 20.0
 
 
 class FaultServer:

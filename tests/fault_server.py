@@ -158,6 +158,9 @@ class Server:
         except (EOFError, OSError, ValueError, asyncio.CancelledError):
             pass  # the client has gone, has not liked the certificate, or speaks something else
         finally:
+            # It is told of when the client can know it: asyncio closes sockets a step after it was asked to.
+            if connection.wire is not None:
+                await connection.wire.closed(_LINGER)
             self._connections.pop(connection, None)
             self.record.note("close", connection.number)
 

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -155,6 +156,12 @@ class Wire:
 
     def close(self) -> None:
         self._writer.close()
+
+    async def closed(self, seconds: float) -> None:
+        """Wait until the socket is closed after `close` or `reset`; no longer for a client that takes nothing."""
+        with suppress(TimeoutError, OSError):
+            async with asyncio.timeout(seconds):
+                await self._writer.wait_closed()
 
     def reset(self) -> None:
         """End the connection with a RST."""

@@ -49,12 +49,23 @@ async def when(condition: Callable[[], bool], action: Callable[[], None]) -> Asy
     """Do something as soon as the condition holds, beside what is done here."""
 
     async def wait() -> None:
-        await until(condition)
+        await until(condition, 20)
         action()
 
     async with asyncio.TaskGroup() as group:
         group.create_task(wait())
         yield
+
+
+def once(condition: Callable[[], bool], answer: Any) -> Any:
+    """Answer when the condition holds: what was not sent when the other one wins is not answered."""
+
+    async def late(request: web.BaseRequest) -> web.StreamResponse:
+        await until(condition)
+        response: web.StreamResponse = await answer(request)
+        return response
+
+    return late
 
 
 class Observed:

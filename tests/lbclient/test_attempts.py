@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -143,7 +144,7 @@ async def test_other_hosts_keep_the_single_hidden_repetition(nodes: list[Backend
 
 async def test_nothing_that_aiohttp_would_not_repeat_is_repeated_at_other_hosts(nodes: list[Backend]) -> None:
     services = {"users": Static([nodes[0].address])}
-    timeout = aiohttp.ClientTimeout(total=None, sock_read=0.05)
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=2)
     async with BalancedSession(services) as session:
         with pytest.raises(aiohttp.SocketTimeoutError):
             await session.get(f"http://{nodes[1].address}/hang", timeout=timeout)
@@ -245,17 +246,19 @@ async def test_attempts_tell_what_was_tried(nodes: list[Backend], unused_address
     good = nodes[0].address
     async with local(drop) as dropper:
         services = Static([unused_address, dropper.address, good])
-        async with (
-            BalancedSession(services, policy=Prefer(unused_address, dropper.address)) as session,
-            session.get("/slow?ms=20") as response,
-        ):
-            refused, dropped, answered = attempts(response)
+        async with BalancedSession(services, policy=Prefer(unused_address, dropper.address)) as session:
+            began = time.monotonic()
+            async with session.get("/slow?ms=20") as response:
+                took = time.monotonic() - began
+                refused, dropped, answered = attempts(response)
     assert [a.endpoint.address for a in (refused, dropped, answered)] == [unused_address, dropper.address, good]
     assert refused.error.startswith("ClientConnectorError: ")
     assert dropped.error.startswith("ServerDisconnectedError: ")
     assert answered.error == ""
-    assert 0 < refused.elapsed < answered.elapsed
     assert answered.elapsed >= 0.02
+    assert refused.elapsed > 0
+    # Each has its own time only.
+    assert refused.elapsed + dropped.elapsed + answered.elapsed <= took
     assert refused.picked == "Prefer"
     assert answered.picked == f"Prefer, not {unused_address} {dropper.address}"
     assert answered.as_dict()["outcome"] == "success"
@@ -267,7 +270,7 @@ async def test_the_last_error_is_raised_with_notes_on_the_earlier_ones(unused_ad
         one, two = [(await stack.enter_async_context(local(drop))).address for _ in range(2)]
         hole = await stack.enter_async_context(black_hole())
         session = await stack.enter_async_context(
-            BalancedSession(Static([one, hole, two]), policy=Prefer(one, hole), connect_timeout=0.05)
+            BalancedSession(Static([one, hole, two]), policy=Prefer(one, hole), connect_timeout=2)
         )
         with pytest.raises(aiohttp.ServerDisconnectedError) as caught:
             await session.get("/x")

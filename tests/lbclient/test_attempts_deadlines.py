@@ -18,6 +18,8 @@ from lbclient.outcome import Outcome
 from lbclient.sandbox import Backend
 
 FOREVER = ClientTimeout(total=None)
+# What has to be in time has so long, also where a busy machine stops a process for a moment.
+PATIENCE = 2.0
 
 
 @pytest.fixture
@@ -43,12 +45,12 @@ def blamed(session: BalancedSession, address: str) -> int:
 async def test_an_attempt_has_its_own_deadline(frozen: Backend, nodes: list[Backend]) -> None:
     services = Static([frozen.address, nodes[1].address])
     async with (
-        BalancedSession(services, policy=Prefer(frozen.address), attempt_timeout=0.1) as session,
+        BalancedSession(services, policy=Prefer(frozen.address), attempt_timeout=PATIENCE) as session,
         session.get("/x") as response,
     ):
         assert (await response.json())["port"] == nodes[1].port
         assert [attempt.outcome for attempt in attempts(response)] == [Outcome.FAULT, Outcome.SUCCESS]
-        assert attempts(response)[0].elapsed >= 0.1
+        assert attempts(response)[0].elapsed >= PATIENCE
         assert blamed(session, frozen.address) == 1
 
 
@@ -56,9 +58,9 @@ async def test_an_attempt_that_was_sent_is_not_repeated_after_its_deadline(
     frozen: Backend, nodes: list[Backend]
 ) -> None:
     services = Static([frozen.address, nodes[1].address])
-    async with BalancedSession(services, policy=Prefer(frozen.address), attempt_timeout=0.1) as session:
+    async with BalancedSession(services, policy=Prefer(frozen.address), attempt_timeout=PATIENCE) as session:
         with pytest.raises(
-            aiohttp.SocketTimeoutError, match=f"{frozen.address} gave no answer within 0.1 s"
+            aiohttp.SocketTimeoutError, match=f"{frozen.address} gave no answer within 2 s"
         ) as caught:
             await session.post("/x", data=b"1", headers={"X-Request-Id": "1"})
         assert [attempt.outcome for attempt in attempts(caught.value)] == [Outcome.FAULT]
@@ -76,7 +78,9 @@ async def test_an_attempt_that_was_not_sent_is_repeated_after_its_deadline(
         yield b"dy"
 
     async with (
-        BalancedSession(Static([hole, nodes[1].address]), policy=Prefer(hole), attempt_timeout=0.1) as session,
+        BalancedSession(
+            Static([hole, nodes[1].address]), policy=Prefer(hole), attempt_timeout=PATIENCE, connect_timeout=30
+        ) as session,
         session.post("/x", data=b"body" if body == "bytes" else generate()) as response,
     ):
         assert (await response.json())["body"] == "body"
@@ -85,15 +89,15 @@ async def test_an_attempt_that_was_not_sent_is_repeated_after_its_deadline(
 
 
 async def test_the_error_after_no_connection_in_time_is_a_connection_timeout(hole: str) -> None:
-    async with BalancedSession(Static([hole]), attempt_timeout=0.05) as session:
+    async with BalancedSession(Static([hole]), attempt_timeout=0.05, connect_timeout=30) as session:
         with pytest.raises(aiohttp.ConnectionTimeoutError):
             await session.get("/x")
 
 
 async def test_the_body_is_no_part_of_the_attempts_deadline(nodes: list[Backend]) -> None:
     async with (
-        BalancedSession(Static([nodes[0].address]), attempt_timeout=0.1) as session,
-        session.get("/stream?chunks=5&ms=40&size=10") as response,
+        BalancedSession(Static([nodes[0].address]), attempt_timeout=PATIENCE) as session,
+        session.get("/stream?chunks=5&ms=500&size=10") as response,
     ):
         assert len(await response.read()) == 50
 
@@ -102,36 +106,44 @@ async def test_the_body_is_no_part_of_the_attempts_deadline(nodes: list[Backend]
 async def test_connecting_has_a_deadline(hole: str, nodes: list[Backend], method: str) -> None:
     began = time.monotonic()
     async with (
-        BalancedSession(Static([hole, nodes[0].address]), policy=Prefer(hole), connect_timeout=0.1) as session,
+        BalancedSession(
+            Static([hole, nodes[0].address]), policy=Prefer(hole), connect_timeout=PATIENCE
+        ) as session,
         session.request(method, "/ping") as response,
     ):
         assert [attempt.outcome for attempt in attempts(response)] == [Outcome.CONNECT, Outcome.SUCCESS]
         assert node_of(session, hole)["connect_failures"] == 1
-    assert time.monotonic() - began < 1
+    # Aiohttp itself has 30 s for it.
+    assert time.monotonic() - began < 20
 
 
 async def test_connecting_leaves_time_for_the_other_attempts(hole: str, nodes: list[Backend]) -> None:
     """At most an equal share of the total deadline."""
     services = Static([hole, nodes[0].address])
-    async with BalancedSession(services, policy=Prefer(hole), connect_timeout=30, timeout=0.6) as session:
-        for options in ({}, {"timeout": 0.3}, {"timeout": ClientTimeout(total=0.3)}):
-            async with session.get("/ping", **options) as response:
-                assert len(attempts(response)) == 2
+    total = 3 * PATIENCE
+
+    async def tried(session: BalancedSession, **options: Any) -> int:
+        async with session.get("/ping", **options) as response:
+            return len(attempts(response))
+
+    async with BalancedSession(services, policy=Prefer(hole), connect_timeout=30, timeout=total) as session:
+        each = [{}, {"timeout": total}, {"timeout": ClientTimeout(total=total)}]
+        assert await asyncio.gather(*(tried(session, **options) for options in each)) == [2, 2, 2]
 
 
 async def test_the_callers_own_time_to_connect_wins(hole: str, nodes: list[Backend]) -> None:
     services = Static([hole, nodes[0].address])
     async with (
         BalancedSession(services, policy=Prefer(hole), connect_timeout=30) as session,
-        session.get("/ping", timeout=ClientTimeout(sock_connect=0.05)) as response,
+        session.get("/ping", timeout=ClientTimeout(sock_connect=PATIENCE)) as response,
     ):
-        assert 0.05 <= attempts(response)[0].elapsed < 1
+        assert PATIENCE <= attempts(response)[0].elapsed < 20
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_the_time_to_read_is_a_fault(frozen: Backend, nodes: list[Backend], method: str) -> None:
     services = Static([frozen.address, nodes[1].address])
-    timeout = ClientTimeout(total=None, sock_read=0.1)
+    timeout = ClientTimeout(total=None, sock_read=PATIENCE)
     async with BalancedSession(services, policy=Prefer(frozen.address), timeout=timeout) as session:
         if method == "GET":
             async with session.get("/ping") as response:
@@ -151,8 +163,9 @@ async def test_the_total_deadline_is_final_and_the_silent_nodes_fault_and_the_ca
     async with BalancedSession(services, attempt_timeout=attempt_timeout) as session:
 
         async def ask() -> None:
-            async with asyncio.timeout(0.1 if where == "caller" else None):
-                await session.get("/hang", timeout=0.1 if where == "aiohttp" else None)
+            # The node is to blame for more than half of the time only.
+            async with asyncio.timeout(PATIENCE if where == "caller" else None):
+                await session.get("/hang", timeout=2 * PATIENCE if where == "aiohttp" else None)
 
         with pytest.raises(TimeoutError) as caught:
             await ask()
@@ -245,7 +258,9 @@ async def test_the_total_deadline_while_waiting_for_a_slot() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"attempt_timeout": 0.05}, {"timeout": ClientTimeout(connect=0.05)}], ids=["attempt", "connect"]
+    "options",
+    [{"attempt_timeout": PATIENCE}, {"timeout": ClientTimeout(connect=PATIENCE)}],
+    ids=["attempt", "connect"],
 )
 async def test_a_connector_that_is_full_is_no_fault_of_the_nodes(options: dict[str, Any]) -> None:
     """Whoever waits for a place in it has reached no server."""
@@ -255,7 +270,7 @@ async def test_a_connector_that_is_full_is_no_fault_of_the_nodes(options: dict[s
         BalancedSession(
             Static([one.address, two.address]),
             policy=Prefer(one.address),
-            retry=Retry(budget=Budget(share=0, per_second=0)),
+            retry=Retry(attempts=2, budget=Budget(share=0, per_second=0)),
             connector=aiohttp.TCPConnector(limit=1),
             **options,
         ) as session,
@@ -263,7 +278,7 @@ async def test_a_connector_that_is_full_is_no_fault_of_the_nodes(options: dict[s
         async with session.get("/stream"):
             with pytest.raises(aiohttp.ConnectionTimeoutError) as caught:
                 await session.post("/x")
-        assert [attempt.outcome for attempt in attempts(caught.value)] == [Outcome.OURS] * 3
+        assert [attempt.outcome for attempt in attempts(caught.value)] == [Outcome.OURS] * 2
         assert node_of(session, one.address)["failures"] == node_of(session, two.address)["failures"] == 0
         assert len(two.seen) == 0
         async with session.post("/x") as response:
@@ -275,7 +290,7 @@ async def test_a_body_that_its_maker_is_slow_with_is_no_fault_of_the_node() -> N
         yield b"bo"
         await asyncio.Event().wait()
 
-    async with local() as server, BalancedSession(Static([server.address]), attempt_timeout=0.05) as session:
+    async with local() as server, BalancedSession(Static([server.address]), attempt_timeout=PATIENCE) as session:
         with pytest.raises(aiohttp.SocketTimeoutError) as caught:
             await session.put("/x", data=generate())
         assert [attempt.outcome for attempt in attempts(caught.value)] == [Outcome.OURS]

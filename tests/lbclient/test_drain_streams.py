@@ -14,10 +14,12 @@ from discovery import Memory
 from lbclient import BalancedSession, BalancingMiddleware, LBError, ResponseCut, RoundRobin, attempts
 
 DRAIN = 0.1
+# Where something has to be done before that.
+LONGER = 2.0
 
 
-def session_for(source: Memory, **options: Any) -> BalancedSession:
-    return BalancedSession(source, name="users", on_empty="accept", drain_timeout=DRAIN, **options)
+def session_for(source: Memory, drain: float = DRAIN, **options: Any) -> BalancedSession:
+    return BalancedSession(source, name="users", on_empty="accept", drain_timeout=drain, **options)
 
 
 async def drop_all(source: Memory) -> None:
@@ -109,7 +111,7 @@ async def test_a_websocket_is_closed_with_going_away(kind: type[Own] | None) -> 
     async with local(websockets) as server:
         source = Memory([server.address])
         options = {} if kind is None else {"ws_response_class": kind}
-        async with session_for(source, **options) as session, session.ws_connect("/ws") as websocket:
+        async with session_for(source, LONGER, **options) as session, session.ws_connect("/ws") as websocket:
             assert isinstance(websocket, kind or aiohttp.ClientWebSocketResponse)
             await websocket.send_str("before")
             assert await websocket.receive_str() == "before"
@@ -152,7 +154,7 @@ async def test_a_websocket_whose_other_side_is_silent_is_cut(monkeypatch: pytest
         source = Memory([server.address])
         async with session_for(source) as session, session.ws_connect("/ws") as websocket:
             await drop_all(source)
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(8):
                 assert (await websocket.receive()).type is aiohttp.WSMsgType.CLOSING
             await until(lambda: in_flight(session) == 0)
             await until(lambda: ended == [b"cut"])
@@ -169,7 +171,7 @@ async def test_a_websocket_of_somebody_elses_session_is_just_cut() -> None:
             session.ws_connect("http://users/ws") as websocket,
         ):
             await drop_all(source)
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(8):
                 assert (await websocket.receive()).type is aiohttp.WSMsgType.CLOSED
         await until(lambda: websockets.codes == [None])
 
@@ -187,11 +189,11 @@ async def test_a_stream_goes_on_at_a_node_that_is_back_in_time() -> None:
 
     async with local(stream) as server:
         source = Memory([server.address])
-        async with session_for(source) as session, session.get("/") as response:
+        async with session_for(source, LONGER) as session, session.get("/") as response:
             await drop_all(source)
             source.add(server.address)
             loop = asyncio.get_running_loop()
-            deadline = loop.time() + 2 * DRAIN
+            deadline = loop.time() + LONGER + DRAIN
             await until(lambda: loop.time() > deadline)
             gate.let(2)
             assert await response.read() == b"first last"

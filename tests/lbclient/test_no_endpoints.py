@@ -32,7 +32,7 @@ async def test_a_silent_registry_is_waited_for_and_no_longer() -> None:
         began = time.monotonic()
         with pytest.raises(NoEndpoints) as caught:
             await session.get("http://users/x")
-        assert 0.1 <= time.monotonic() - began < 2
+        assert 0.1 <= time.monotonic() - began < 20
     assert str(caught.value) == (
         "service 'users' has no endpoint after waiting 0.1 s: 0 known, 0 matching, 0 healthy, 0 tried; "
         "discovery (Silent()): 0 endpoints, starting"
@@ -50,7 +50,7 @@ async def test_the_reason_why_a_registry_is_not_reached_is_told() -> None:
 
 async def test_an_empty_service_fails_at_once() -> None:
     """The registry has spoken: there is nobody to wait for."""
-    async with BalancedSession({"users": Memory()}, wait_for_endpoints=30) as session, asyncio.timeout(2):
+    async with BalancedSession({"users": Memory()}, wait_for_endpoints=30) as session, asyncio.timeout(20):
         for _ in range(2):
             with pytest.raises(NoEndpoints, match=r"'users' has no endpoint: 0 known, .* 0 endpoints, live$"):
                 await session.get("http://users/x")

@@ -71,7 +71,7 @@ async def get(session: BalancedSession, times: int = 1) -> None:
 async def test_the_server_that_says_it_is_slower_gets_little() -> None:
     async with (
         locals_(reporting(1, 0.01), reporting(1, 0.5), reporting(1, 0.01)) as servers,
-        BalancedSession(listed(servers), policy=Prequal) as session,
+        BalancedSession(listed(servers), policy=Prequal(timeout=60)) as session,
     ):
         await get(session, 60)
         assert requests(servers[1]) <= 2
@@ -83,7 +83,7 @@ async def test_the_server_that_says_it_is_slower_gets_little() -> None:
 @pytest.mark.parametrize("depth", [1, 2])
 async def test_the_policy_inside_of_a_sticky_one_probes_and_learns(depth: int) -> None:
     def policy() -> Sticky:
-        inner = Sticky(policy=Prequal)
+        inner = Sticky(policy=Prequal(timeout=60))
         return inner if depth == 1 else Sticky("outer", policy=inner)
 
     async with (
@@ -127,7 +127,9 @@ async def test_a_busy_server_gets_little_before_a_client_could_know_it_by_itself
             await web.TCPSite(runner, "127.0.0.1", 0).start()
             addresses.append("{}:{}".format(*runner.addresses[0]))
         other = await stack.enter_async_context(aiohttp.ClientSession())
-        session = await stack.enter_async_context(BalancedSession(Static(addresses), policy=Prequal(q_rif=0)))
+        session = await stack.enter_async_context(
+            BalancedSession(Static(addresses), policy=Prequal(q_rif=0, timeout=60))
+        )
         waiting = [asyncio.ensure_future(other.get(f"http://{addresses[0]}/hold")) for _ in range(10)]
         await until(lambda: reporters[0].in_flight == 10)
         await get(session, 50)
@@ -144,8 +146,8 @@ async def test_requests_do_not_wait_for_probes() -> None:
 
     async with (
         locals_(never, never) as servers,
-        BalancedSession(listed(servers), policy=Prequal) as session,
-        asyncio.timeout(1),
+        BalancedSession(listed(servers), policy=Prequal(timeout=60)) as session,
+        asyncio.timeout(20),
     ):
         for _ in range(20):
             async with session.get("/x") as response:
@@ -162,7 +164,7 @@ async def test_there_is_one_probe_to_a_node_at_a_time() -> None:
 
     async with (
         locals_(gated, gated) as servers,
-        BalancedSession(listed(servers), policy=Prequal) as session,
+        BalancedSession(listed(servers), policy=Prequal(timeout=60)) as session,
     ):
         for _ in range(5):
             await session.get("/x")
@@ -179,7 +181,10 @@ async def test_the_number_of_probes_at_once_is_bounded(monkeypatch: pytest.Monke
     async def never(request: web.BaseRequest) -> web.StreamResponse:
         return await (hang if request.path == PROBE else ok)(request)
 
-    async with locals_(never, never) as servers, BalancedSession(listed(servers), policy=Prequal) as session:
+    async with (
+        locals_(never, never) as servers,
+        BalancedSession(listed(servers), policy=Prequal(timeout=60)) as session,
+    ):
         for _ in range(5):
             await session.get("/x")
         assert counts(session)["sent"] == 1
@@ -210,7 +215,7 @@ async def test_an_answer_is_shown_to_the_policy_with_the_time_of_its_head() -> N
 async def test_probes_are_no_requests_of_the_node() -> None:
     async with (
         locals_(reporting(0), reporting(0)) as servers,
-        BalancedSession(listed(servers), policy=Prequal) as session,
+        BalancedSession(listed(servers), policy=Prequal(timeout=60)) as session,
     ):
         await get(session, 20)
         nodes = [node_of(session, server.address) for server in servers]
@@ -230,7 +235,7 @@ async def test_probes_have_the_services_host_and_nothing_of_the_session() -> Non
         BalancedSession(
             listed(servers),
             name="users",
-            policy=Prequal(path=PROBE),
+            policy=Prequal(path=PROBE, timeout=60),
             headers={"Authorization": "secret"},
             cookies={"a": "b"},
             middlewares=[watch],
@@ -252,7 +257,7 @@ async def test_probes_use_tls_as_requests_do(authority: trustme.CA) -> None:
     authority.issue_cert("users").configure_cert(context)
     async with local(reporting(0), tls=context) as server, local(reporting(0)) as plain:
         nodes = Static([Endpoint.parse(server.address, tls=True), Endpoint.parse(plain.address)])
-        async with BalancedSession(nodes, name="users", policy=Prequal) as session:
+        async with BalancedSession(nodes, name="users", policy=Prequal(timeout=60)) as session:
             await session.get("/x", ssl=trusting)
             await until(lambda: probes(server) == probes(plain) == 1)
             assert set(server.names) == {"users"}
@@ -267,7 +272,7 @@ async def test_a_server_with_no_endpoint_for_probes_gets_its_share_and_is_left_i
     caplog.set_level(logging.INFO)
     async with (
         locals_(none, reporting(0), none) as servers,
-        BalancedSession(listed(servers), policy=Prequal) as session,
+        BalancedSession(listed(servers), policy=Prequal(timeout=60)) as session,
     ):
         await get(session, 90)
         assert [probes(server) for server in servers] == [3, 90, 3]
@@ -292,7 +297,7 @@ async def test_a_server_that_answers_probes_with_anything_but_a_report_is_left_i
 
     async with (
         locals_(*map(talk, answers)) as servers,
-        BalancedSession(listed(servers), policy=Prequal(probes=4)) as session,
+        BalancedSession(listed(servers), policy=Prequal(probes=4, timeout=60)) as session,
     ):
         await get(session, 10)
         assert [probes(server) for server in servers] == [3] * 4
@@ -320,7 +325,7 @@ async def test_reports_in_answers_make_probes_unnecessary() -> None:
 async def test_without_requests_there_are_no_probes() -> None:
     async with (
         locals_(reporting(0), reporting(0)) as servers,
-        BalancedSession(listed(servers), policy=Prequal) as session,
+        BalancedSession(listed(servers), policy=Prequal(timeout=60)) as session,
     ):
         await session.ready()
         await asyncio.sleep(0.05)
@@ -346,7 +351,7 @@ async def test_a_probe_that_is_under_way_ends_with_the_middleware(policy: Policy
         balancing = BalancingMiddleware({"users": listed(servers)}, policy=policy)
         await session.get("http://users/x", middlewares=(balancing,))
         await until(lambda: [probes(server) for server in servers] == [1, 1])
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(20):
             await balancing.close()
         await until(lambda: gone == [PROBE, PROBE])
 
@@ -365,7 +370,7 @@ async def test_a_request_that_outlives_the_middleware_sends_no_probes() -> None:
         Watcher(listed(servers)) as watcher,
         aiohttp.ClientSession() as session,
     ):
-        balancing = BalancingMiddleware({"users": watcher}, policy=Prequal)
+        balancing = BalancingMiddleware({"users": watcher}, policy=Prequal(timeout=60))
         request = asyncio.ensure_future(session.get("http://users/x", middlewares=(balancing,)))
         await until(lambda: sum(map(requests, servers)) == 1 and all(map(probes, servers)))
         await balancing.close()
@@ -382,7 +387,7 @@ async def test_probes_go_on_in_the_next_session_if_one_is_closed() -> None:
 
     async with (
         locals_(never, never) as servers,
-        BalancingMiddleware({"users": listed(servers)}, policy=Prequal) as balancing,
+        BalancingMiddleware({"users": listed(servers)}, policy=Prequal(timeout=60)) as balancing,
     ):
         for expected in (1, 2):
             async with aiohttp.ClientSession(middlewares=(balancing,)) as session:
@@ -411,7 +416,7 @@ async def test_a_probe_to_a_node_that_leaves_is_cancelled() -> None:
             await session.get("/x")
             await until(lambda: probes(leaving) == 1)
             memory.set([staying.address])
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(20):
                 await gone.wait()
             before = len(leaving.seen)
             for _ in range(5):
@@ -436,7 +441,7 @@ async def test_a_node_that_cannot_be_reached_is_only_missed(
 ) -> None:
     async with (
         locals_(reporting(0)) as (server,),
-        BalancedSession(Static([server.address, unused_address]), policy=Prequal) as session,
+        BalancedSession(Static([server.address, unused_address]), policy=Prequal(timeout=60)) as session,
     ):
         await get(session, 2)
         assert counts(session)["missed"] >= 1
@@ -462,7 +467,7 @@ async def test_each_service_has_probes_of_its_own() -> None:
         locals_(reporting(0), reporting(0), reporting(0), reporting(0)) as (a, b, c, d),
         BalancedSession(
             {"users": Static([a.address, b.address]), "orders": Static([c.address, d.address])},
-            policy=Prequal(),
+            policy=Prequal(timeout=60),
             connector=resolving(),
         ) as session,
     ):

@@ -14,7 +14,7 @@ async def test_a_node_that_was_ejected_for_failing_answers_stays_out_whatever_it
         return await ok(request) if request.path == "/healthz" else web.Response(status=500)
 
     async with local(lies) as liar, local() as good:
-        check = HealthCheck(interval=0.02, healthy_threshold=1)
+        check = HealthCheck(interval=0.02, timeout=30, healthy_threshold=1)
         async with BalancedSession(
             Static([liar.address, good.address]), policy=Prefer(liar.address), health_check=check
         ) as session:

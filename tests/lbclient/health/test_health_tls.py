@@ -17,7 +17,7 @@ from lbclient.health.target import Target
 from lbclient.node import Node
 
 Start = Callable[[str], Awaitable[Local]]
-CHECK = HealthCheck(interval=0.02, timeout=5, unhealthy_threshold=2)
+CHECK = HealthCheck(interval=0.02, timeout=30, unhealthy_threshold=2)
 
 
 def session_for(server: Local, client_tls: ssl.SSLContext, *, tls: bool, **options: Any) -> BalancedSession:
@@ -78,7 +78,7 @@ async def test_a_certificate_for_another_name_is_a_failure(tls_servers: Start, c
 
 async def test_a_tcp_check_of_a_tls_port_only_connects(tls_servers: Start, client_tls: ssl.SSLContext) -> None:
     server = await tls_servers("mallory")
-    check = HealthCheck(path=None, interval=0.02)
+    check = HealthCheck(path=None, interval=0.02, timeout=30)
     async with session_for(server, client_tls, tls=True, health_check=check) as session:
         await session.ready()
         await until(lambda: last(session, server) is not None)

@@ -187,7 +187,7 @@ async def test_a_hundred_at_once() -> None:
 async def test_a_stopped_process_costs_one_delay(nodes: list[Backend]) -> None:
     """Alive and silent: the hedge answers, and the paused server gets its requests once it goes on."""
     first, second = nodes[:2]
-    hedge = Hedge(after=0.05, linger=5)
+    hedge = Hedge(after=2, linger=30)
     async with preferring(first.address, second.address, hedge=hedge) as session:
         async with session.get("/x") as response:
             assert len(attempts(response)) == 1

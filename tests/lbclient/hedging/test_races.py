@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import io
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
-from hedging_rig import SOON, Observed, Script, Status, counts, no_losers, preferring, when
-from rig import Gate, Prefer, drop, hang, in_flight, local, ok, until
+from hedging_rig import SOON, Observed, Script, Status, counts, no_losers, once, preferring, when
+from rig import Gate, Local, Prefer, drop, hang, in_flight, local, ok, until
 
 from discovery import Memory, Static
 from lbclient import BalancedSession, Budget, Hedge, Limits, Outcome, Retry, attempts
 
 
-async def fails_later(request: web.BaseRequest) -> web.StreamResponse:
-    """Close the connection without an answer, but not before the hedge is sent."""
-    await asyncio.sleep(0.05)
-    return await drop(request)
+def fails_later(first: Callable[[], Local], hedge: Callable[[], Local]) -> Any:
+    """Close the connection to the first without an answer, but not before the hedge has arrived."""
+    return once(lambda: len(hedge().seen) >= len(first().seen), drop)
 
 
 async def test_the_second_node_answers_when_the_first_takes_long() -> None:
@@ -189,11 +188,11 @@ async def test_a_node_that_comes_while_the_first_is_silent_gets_no_hedge_too_man
     gate = Gate()
     async with local(gate) as slow, local(gate) as other:
         source = Memory([slow.address, other.address])
-        async with BalancedSession(source, policy=Prefer(slow.address), hedge=Hedge(after=0.1)) as session:
+        async with BalancedSession(source, policy=Prefer(slow.address), hedge=Hedge(after=2)) as session:
             task = asyncio.ensure_future(session.get("/x")._coro)
             await until(lambda: len(slow.seen) == 1)
             source.set([slow.address])
-            await asyncio.sleep(0.12)
+            await asyncio.sleep(2.1)
             gate.let()
             assert len(attempts(await task)) == 1
         assert len(other.seen) == 0
@@ -218,9 +217,10 @@ async def test_a_retry_is_not_hedged_when_the_attempts_are_used_up() -> None:
     retry = Retry(attempts=2, backoff=0.001)
     async with local(drop) as bad, local(gate) as slow, local() as third:
         nodes = bad.address, slow.address, third.address
-        async with preferring(*nodes, retry=retry, hedge=Hedge(after=0.1)) as session:
-            asyncio.get_running_loop().call_later(0.4, gate.let)
-            async with session.get("/x") as response:
+        async with preferring(*nodes, retry=retry, hedge=Hedge(after=2)) as session:
+            loop = asyncio.get_running_loop()
+            asked = when(lambda: bool(slow.seen), lambda: loop.call_later(2.2, gate.let))
+            async with asked, session.get("/x") as response:
                 assert [a.endpoint.address for a in attempts(response)] == list(nodes[:2])
             assert counts(session) == (0, 0, 0)
         assert len(third.seen) == 0
@@ -264,8 +264,8 @@ async def test_a_hedge_needs_the_budget() -> None:
     budget = Budget(share=0.0, per_second=0.0, window=10.0)
     async with local(gate) as slow, local() as fast:
         async with preferring(slow.address, fast.address, retry=Retry(budget=budget)) as session:
-            asyncio.get_running_loop().call_later(0.05, gate.let)
-            async with session.get("/x") as response:
+            refused = when(lambda: counts(session)[2] == 1, gate.let)
+            async with refused, session.get("/x") as response:
                 assert len(attempts(response)) == 1
             assert counts(session) == (0, 0, 1)
         assert len(fast.seen) == 0
@@ -322,7 +322,8 @@ async def test_the_connection_of_a_hedge_that_failed_is_kept() -> None:
 
 async def test_a_first_that_fails_after_its_hedge_was_sent_counts_against_its_server() -> None:
     gate = Gate()
-    async with local(fails_later) as bad, local(gate) as good, preferring(bad.address, good.address) as session:
+    fails = fails_later(lambda: bad, lambda: good)
+    async with local(fails) as bad, local(gate) as good, preferring(bad.address, good.address) as session:
         observed = Observed(session)
         done = when(lambda: bool(observed.of(bad.address)), gate.let)
         async with done, session.get("/x") as response:
@@ -339,7 +340,8 @@ async def test_an_answer_that_is_not_repeated_is_useful() -> None:
 
 
 async def test_both_fail_and_a_third_node_answers() -> None:
-    async with local(fails_later) as first, local(Status(503)) as second, local() as third:
+    fails = fails_later(lambda: first, lambda: second)
+    async with local(fails) as first, local(Status(503)) as second, local() as third:
         async with preferring(first.address, second.address, third.address) as session:
             observed = Observed(session)
             async with session.get("/x") as response:
@@ -356,7 +358,8 @@ async def test_both_fail_and_a_third_node_answers() -> None:
 
 
 async def test_both_fail_and_no_attempts_are_left() -> None:
-    async with local(fails_later) as first, local(drop) as second, local() as third:
+    fails = fails_later(lambda: first, lambda: second)
+    async with local(fails) as first, local(drop) as second, local() as third:
         nodes = first.address, second.address, third.address
         async with preferring(*nodes, retry=Retry(attempts=2)) as session:
             with pytest.raises(aiohttp.ServerDisconnectedError) as caught:
@@ -370,7 +373,7 @@ async def test_both_fail_and_no_attempts_are_left() -> None:
 
 async def test_a_hedged_request_that_is_retried_may_be_hedged_again() -> None:
     third = Gate()
-    servers = local(fails_later), local(drop), local(third), local()
+    servers = local(fails_later(lambda: a, lambda: b)), local(drop), local(third), local()
     async with servers[0] as a, servers[1] as b, servers[2] as c, servers[3] as d:
         nodes = [server.address for server in (a, b, c, d)]
         async with preferring(*nodes, retry=Retry(attempts=4, backoff=0.001)) as session:
@@ -468,7 +471,7 @@ async def test_a_judgement_that_fails_is_raised_and_leaks_nothing() -> None:
             return Outcome.FAULT
         raise ZeroDivisionError("oops")
 
-    options: dict[str, Any] = {"classify": half, "hedge": Hedge(after=0.01, linger=0), "timeout": 2}
+    options: dict[str, Any] = {"classify": half, "hedge": Hedge(after=0.01, linger=0), "timeout": 20}
     async with local(hang) as slow, local() as fast:
         async with preferring(slow.address, fast.address, **options) as session:
             observed = Observed(session)

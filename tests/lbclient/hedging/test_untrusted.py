@@ -35,7 +35,7 @@ async def test_after_one_that_cannot_be_trusted_the_next_is_asked_alone(
     async with black_hole() as second:
         nodes = first.address, second, third.address
         async with (
-            preferring(*nodes, hedge=Hedge(after=0.5), connect_timeout=0.8) as session,
+            preferring(*nodes, hedge=Hedge(after=2), connect_timeout=3) as session,
             session.get("https://service/x", ssl=client_tls) as response,
         ):
             assert [a.endpoint.address for a in attempts(response)] == list(nodes)

@@ -160,7 +160,7 @@ async def test_an_error_is_raised_at_once_if_no_time_is_left_for_the_pause(unuse
         began = time.monotonic()
         with pytest.raises(aiohttp.ClientConnectorError) as caught:
             await session.get("/x", timeout=30)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
         assert caught.value.__notes__ == ["not tried again: the deadline is too near"]
 
 

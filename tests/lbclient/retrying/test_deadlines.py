@@ -58,12 +58,12 @@ def redirect(location: str) -> Answer:
 
 async def test_the_time_of_an_earlier_attempt_is_not_the_next_ones_fault() -> None:
     """It had less than half of the whole, however silent it was."""
-    async with local(slow(0.24, drop)) as one, local(hang) as two:
+    async with local(slow(2.2, drop)) as one, local(hang) as two:
         services = Static([one.address, two.address])
         retry = Retry(backoff=0)
         async with BalancedSession(services, policy=Prefer(one.address), retry=retry) as session:
             with pytest.raises(TimeoutError) as caught:
-                await session.get("/x", timeout=0.4)
+                await session.get("/x", timeout=4.2)
             assert outcomes(caught.value) == [Outcome.FAULT, Outcome.OURS]
             assert node_of(session, two.address)["failures"] == 0
 
@@ -73,10 +73,10 @@ async def test_the_time_of_a_hop_to_another_host_counts() -> None:
         services = {"users": Static([server.address])}
         async with (
             BalancedSession(services, deadline_header=HEADER) as session,
-            session.get(f"http://{elsewhere.address}/x", timeout=2) as response,
+            session.get(f"http://{elsewhere.address}/x", timeout=30) as response,
         ):
             assert response.status == 200
-        assert 0 < told(server)[0] <= 1800
+        assert 0 < told(server)[0] <= 29_800
 
 
 async def test_the_time_of_middlewares_counts() -> None:
@@ -87,24 +87,24 @@ async def test_the_time_of_middlewares_counts() -> None:
         return await handler(req)
 
     async def busy(_: web.BaseRequest) -> web.StreamResponse:
-        return web.Response(status=503, headers={"Retry-After": "1"})
+        return web.Response(status=503, headers={"Retry-After": "30"})
 
     async with (
         local(busy) as server,
         BalancedSession(Static([server.address]), middlewares=(outside,), deadline_header=HEADER) as session,
-        session.get("/x", timeout=1.2) as response,
+        session.get("/x", timeout=30.2) as response,
     ):
         assert response.status == 503
-        assert 0 < told(server)[0] <= 900
+        assert 0 < told(server)[0] <= 29_900
 
 
-@pytest.mark.parametrize(("first", "outcome"), [(0.24, Outcome.OURS), (0.01, Outcome.TIMEOUT)])
+@pytest.mark.parametrize(("first", "outcome"), [(2.2, Outcome.OURS), (0.0, Outcome.TIMEOUT)])
 async def test_the_time_of_an_earlier_hop_is_not_the_next_ones_fault(first: float, outcome: Outcome) -> None:
     async with local(slow(first, redirect("http://two/y"))) as one, local(hang) as two:
         services = {"one": Static([one.address]), "two": Static([two.address])}
         async with BalancedSession(services) as session:
             with pytest.raises(TimeoutError) as caught:
-                await session.get("http://one/x", timeout=0.4)
+                await session.get("http://one/x", timeout=4.2)
             assert outcomes(caught.value) == [outcome]
             assert node_of(session, two.address)["failures"] == (outcome is Outcome.TIMEOUT)
 
@@ -116,8 +116,8 @@ async def test_the_time_in_the_queue_is_not_the_nodes_fault() -> None:
     ):
         crowd = Crowd(session)
         await crowd.start("/1")
-        asking = asyncio.create_task(session.get("/2", timeout=0.4)._coro)
-        await asyncio.sleep(0.24)
+        asking = asyncio.create_task(session.get("/2", timeout=4.2)._coro)
+        await asyncio.sleep(2.2)
         await crowd.stop()
         with pytest.raises(TimeoutError) as caught:
             await asking
@@ -133,7 +133,7 @@ async def test_a_body_that_the_caller_makes_slowly_is_not_the_nodes_fault() -> N
 
     async with local() as server, BalancedSession(Static([server.address])) as session:
         with pytest.raises(TimeoutError) as caught:
-            await session.post("/x", data=body(), timeout=0.5)
+            await session.post("/x", data=body(), timeout=2.5)
         assert outcomes(caught.value) == [Outcome.OURS]
 
 
@@ -145,7 +145,7 @@ async def test_a_server_that_takes_no_body_or_answers_none_is_to_blame(size: int
 
     async with wire(unread) as address, BalancedSession(Static([address])) as session:
         with pytest.raises(TimeoutError) as caught:
-            await session.put("/x", data=io.BytesIO(b"x" * size), timeout=0.6)
+            await session.put("/x", data=io.BytesIO(b"x" * size), timeout=4)
         assert outcomes(caught.value) == [Outcome.TIMEOUT]
         assert node_of(session, address)["failures"] == 1
         assert in_flight(session) == 0
@@ -160,7 +160,7 @@ async def test_a_session_of_somebody_else_blames_by_no_number(total: float) -> N
         aiohttp.ClientSession(middlewares=(lb,), timeout=aiohttp.ClientTimeout(total=total)) as session,
     ):
         with pytest.raises(TimeoutError) as caught:
-            await session.get("http://users/x", timeout=aiohttp.ClientTimeout(total=0.5))
+            await session.get("http://users/x", timeout=aiohttp.ClientTimeout(total=2.5))
         assert outcomes(caught.value) == [Outcome.OURS]
         assert HEADER not in server.seen[0].headers
 
@@ -169,7 +169,7 @@ async def test_redirects_do_not_extend_the_deadline() -> None:
     """Attempts, pauses and hops share one: the servers see it shrink, and the chain ends with it."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(0.3)
         if len(server.seen) % 2:
             return web.Response(status=503)
         return web.Response(status=302, headers={"Location": f"/{len(server.seen)}"})
@@ -180,11 +180,11 @@ async def test_redirects_do_not_extend_the_deadline() -> None:
     ):
         # If no time is left for a pause the chain ends with the answer before it.
         with suppress(TimeoutError):
-            async with session.get("/0", timeout=0.4, max_redirects=100) as response:
+            async with session.get("/0", timeout=4, max_redirects=100) as response:
                 assert response.status == 503
     left = told(server)
-    assert left[0] <= 400
-    assert all(later <= earlier - 28 for earlier, later in pairwise(left))
+    assert left[0] <= 4000
+    assert all(later <= earlier - 298 for earlier, later in pairwise(left))
     assert 2 <= len(left) <= 14
 
 
@@ -195,12 +195,12 @@ async def test_servers_are_told_the_time_that_is_left_anew_in_each_attempt() -> 
             BalancedSession(
                 services, policy=Prefer(bad.address), deadline_header=HEADER, retry=Retry(backoff=0)
             ) as session,
-            session.get("/x", timeout=7) as response,
+            session.get("/x", timeout=70) as response,
         ):
             assert HEADER not in response.request_info.headers
     (first,), (second,) = told(bad), told(good)
-    assert 6900 <= first <= 7000
-    assert 6500 <= second <= first - 50
+    assert 60_000 <= first <= 70_000
+    assert 50_000 <= second <= first - 50
 
 
 async def test_there_is_no_header_without_a_deadline_and_for_other_hosts() -> None:
@@ -251,9 +251,9 @@ async def test_the_request_is_given_back_without_the_header() -> None:
         local() as server,
         BalancedSession(Static([server.address]), deadline_header=HEADER, middlewares=(outer,)) as session,
     ):
-        await session.get("/x", timeout=9)
+        await session.get("/x", timeout=90)
         assert seen == [False, False]
-        assert all(8000 <= left <= 9000 for left in told(server))
+        assert all(80_000 <= left <= 90_000 for left in told(server))
     async with BalancedSession(
         Static([server.address]), deadline_header=HEADER, middlewares=(outer,), retry=Retry(attempts=1)
     ) as session:
@@ -269,14 +269,14 @@ async def test_an_attempts_own_deadline_is_a_fault_and_the_others_still_have_tim
             BalancedSession(
                 services,
                 policy=Prefer(one.address, two.address),
-                attempt_timeout=0.2,
+                attempt_timeout=2,
                 deadline_header=HEADER,
                 retry=Retry(backoff=0),
             ) as session,
-            session.get("/x", timeout=5) as response,
+            session.get("/x", timeout=30) as response,
         ):
             assert outcomes(response) == [Outcome.FAULT, Outcome.FAULT, Outcome.SUCCESS]
-            assert told(one)[0] - 200 >= told(two)[0] >= told(three)[0] + 200
+            assert told(one)[0] - 2000 >= told(two)[0] >= told(three)[0] + 2000
             await until(lambda: in_flight(session) == 0)
 
 
@@ -295,7 +295,7 @@ async def test_a_deadline_that_passes_in_the_queue_tells_of_the_attempts_and_the
             held = asyncio.ensure_future(session.get("http://users/held")._coro)
             await until(lambda: len(full.seen) == 1)
             with pytest.raises(TimeoutError) as caught:
-                await session.get("http://users/x", timeout=aiohttp.ClientTimeout(total=0.5))
+                await session.get("http://users/x", timeout=aiohttp.ClientTimeout(total=2.5))
             assert [attempt.endpoint.address for attempt in attempts(caught.value)] == [bad.address]
             slot, first = caught.value.__notes__
             assert slot == "service 'users': waited for a slot; 1 attempts are in flight"
@@ -309,6 +309,6 @@ async def test_a_deadline_that_passes_before_anything_is_known_tells_of_discover
     registry.fail()
     async with BalancedSession(registry, name="users") as session:
         with pytest.raises(TimeoutError) as caught:
-            await session.get("/x", timeout=0.1)
-    assert "service 'users' has no endpoint after waiting 0.1 s" in caught.value.__notes__[0]
+            await session.get("/x", timeout=2.5)
+    assert "service 'users' has no endpoint after waiting " in caught.value.__notes__[0]
     assert "discovery (" in caught.value.__notes__[0]

@@ -101,7 +101,7 @@ async def test_the_next_attempt_may_have_the_slot_of_the_answer_that_it_replaces
     """The only one there is: to wait for it would be to wait for itself."""
     async with local(once(slowly(asyncio.Event()))) as server:
         async with BalancedSession(Static([server.address]), limits=limits, retry=AT_ONCE) as session:
-            async with session.get("/x", timeout=5) as response:
+            async with session.get("/x", timeout=30) as response:
                 assert [a.outcome for a in attempts(response)] == [Outcome.GATEWAY, Outcome.SUCCESS]
                 assert await response.text() == "ok"
             assert in_flight(session) == 0
@@ -156,14 +156,14 @@ async def test_the_wait_for_a_slot_ends_at_the_deadline(answer: Answer) -> None:
             await requests.start("/held")
             began = time.monotonic()
             if answer is busy:
-                async with requests.session.get("/x", timeout=0.2) as response:
+                async with requests.session.get("/x", timeout=2.5) as response:
                     assert await response.text() == "busy"
                     assert reason(response) == "no slot is free"
             else:
                 with pytest.raises(aiohttp.ServerDisconnectedError) as caught:
-                    await requests.session.get("/x", timeout=0.2)
+                    await requests.session.get("/x", timeout=2.5)
                 assert caught.value.__notes__ == ["not tried again: no slot is free"]
-            assert 0.15 < time.monotonic() - began < 2
+            assert 2.4 < time.monotonic() - began < 20
             assert waiting(requests.session) == 0
         assert paths(other) == ["/x"]
 
@@ -174,7 +174,7 @@ async def test_whoever_gives_up_the_wait_is_cancelled_all_the_same() -> None:
         async with crowd(source, policy=Prefer(full.address), limits=limits, retry=AT_ONCE) as requests:
             await requests.start("/held")
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.1):
+                async with asyncio.timeout(2):
                     await requests.session.get("/x")
             assert (waiting(requests.session), in_flight(requests.session)) == (0, 1)
 
