@@ -8,7 +8,7 @@ from typing import Any
 
 from contract_rig import Client
 from contract_rows import Row, rows
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from discovery import Endpoint
@@ -25,10 +25,12 @@ class Thirds(Routing):
 
     def split(self, nodes: Collection[Node]) -> tuple[Portion, ...]:
         """Of the usable ones."""
-        usable = [node for portion in Routing.split(self, nodes) for node in portion.nodes]
+        portions = Routing.split(self, nodes)
+        panic = all(portion.panic for portion in portions)
+        usable = [node for portion in portions for node in portion.nodes]
         parts = [tuple(n for n in usable if int(n.endpoint.host[1:]) % 3 == rest) for rest in range(3)]
         shares = (0.7, 0.3, 0.0)
-        return tuple(Portion(f"third {n}", part, shares[n]) for n, part in enumerate(parts) if part)
+        return tuple(Portion(f"third {n}", part, shares[n], panic) for n, part in enumerate(parts) if part)
 
 
 OPTIONS = st.fixed_dictionaries(
@@ -56,6 +58,16 @@ STEPS = st.lists(
     min_size=12,
     max_size=40,
 )
+
+# The only node is down and is to be probed by any request, another attempt as well.
+IN_AN_OUTAGE: list[tuple[Any, ...]] = [
+    ("update", {7: 1}),
+    ("try", (), 0),
+    ("try", (), 0),
+    ("fail", 7),
+    ("wait", 0.5),
+    ("try", {1}, 0),
+]
 
 
 class Story:
@@ -196,6 +208,7 @@ class Story:
 
 @rows()
 @given(FOUND, OPTIONS, STEPS)
+@example({1: 1}, {"limit_per_node": 0, "slow_start": None, "routing": Thirds()}, IN_AN_OUTAGE)
 @settings(max_examples=15)
 def test_whatever_happens_who_is_picked_is_there_and_counts_are_right(
     row: Row, found: dict[int, float], options: dict[str, Any], steps: list[tuple[Any, ...]]

@@ -144,13 +144,14 @@ def test_small_sets_are_used_to_the_last_server(count: int) -> None:
 
 
 def test_ten_thousand_endpoints_take_milliseconds() -> None:
+    """Of the processor: what others do on the machine does not count."""
     of = servers(10_000)
     subset = Subset(size=20, client=3)
     took = []
     for _ in range(5):
-        began_at = time.perf_counter()
+        began_at = time.thread_time()
         subset.select(of)
-        took.append(time.perf_counter() - began_at)
+        took.append(time.thread_time() - began_at)
     assert min(took) < 0.02  # 3 ms on a machine that is not busy
 
 
