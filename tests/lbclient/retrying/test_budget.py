@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import timeit
 from typing import Any
 
@@ -98,8 +99,10 @@ def test_a_request_costs_next_to_nothing_whatever_the_window_holds() -> None:
     ledger = Ledger(Budget())
     for number in range(10_000):
         ledger.deposit(1000 + number / 1000)
-    empty = min(timeit.repeat("pass", number=20_000, repeat=5))
-    took = min(timeit.repeat(lambda: ledger.deposit(1010.0), number=20_000, repeat=5)) - empty
+    # Time of the processor: what others do on the machine does not count.
+    clock = time.thread_time
+    empty = min(timeit.repeat("pass", timer=clock, number=20_000, repeat=5))
+    took = min(timeit.repeat(lambda: ledger.deposit(1010.0), timer=clock, number=20_000, repeat=5)) - empty
     # It is about 0.08 µs; the bound is for slow machines.
     assert took / 20_000 < 1e-6
 
