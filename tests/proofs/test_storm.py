@@ -74,17 +74,16 @@ async def storm(seconds: float, rng: random.Random) -> list[tuple[str, object]]:
         session = await stack.enter_async_context(
             BalancedSession(
                 memory,
-                # A server that is well may be stopped for a moment by the machine.
-                attempt_timeout=2.5,
+                attempt_timeout=0.5,
                 hedge=Hedge(after=0.15),
                 ejection=Ejection(base=0.5, cap=2.0),
-                health_check=HealthCheck(path="/quick", interval=0.5, timeout=2.5),
-                connect_timeout=2.5,
+                health_check=HealthCheck(path="/quick", interval=0.5, timeout=0.5),
+                connect_timeout=0.3,
             )
         )
         await session.ready(5)
         chaos = Chaos(servers, memory, rng)
-        load = Load(session, rate=RATE, keyed=0.3, timeout=12.0, rng=rng)
+        load = Load(session, rate=RATE, keyed=0.3, timeout=5.0, rng=rng)
         began_at = time.monotonic()
         async with load.running():
             async with chaos.reigning():
