@@ -58,7 +58,7 @@ _TOO_LATE = ("SocketTimeoutError",)
 _TORN = ("ClientPayloadError",)
 _NO_HTTP = ("ClientResponseError",)
 # Servers that are well have so long to answer, also where a busy machine stops them for a moment.
-_SOON = 2.0
+_SOON = 2.5
 
 
 def _unknown(fault: Fault, *, kept: bool = False) -> Kind:

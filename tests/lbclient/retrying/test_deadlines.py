@@ -269,14 +269,14 @@ async def test_an_attempts_own_deadline_is_a_fault_and_the_others_still_have_tim
             BalancedSession(
                 services,
                 policy=Prefer(one.address, two.address),
-                attempt_timeout=2,
+                attempt_timeout=3,
                 deadline_header=HEADER,
                 retry=Retry(backoff=0),
             ) as session,
             session.get("/x", timeout=30) as response,
         ):
             assert outcomes(response) == [Outcome.FAULT, Outcome.FAULT, Outcome.SUCCESS]
-            assert told(one)[0] - 2000 >= told(two)[0] >= told(three)[0] + 2000
+            assert told(one)[0] - 3000 >= told(two)[0] >= told(three)[0] + 3000
             await until(lambda: in_flight(session) == 0)
 
 
