@@ -15,9 +15,9 @@ help: ## list the targets
 demo: $(READY) ## watch requests flow while servers die, leave and arrive (REGISTRY=etcd or consul for real ones)
 	$(BIN)/lbclient demo $(if $(REGISTRY),--registry $(REGISTRY))
 
-# Three on two cores: half of the time they wait for servers.
+# Four on two cores: half of the time they wait for servers.
 test: $(READY) ## all tests, against real etcd and Consul (ARGS="-k name" to choose, JOBS=1 one by one)
-	$(BIN)/python -m pytest -n $(or $(JOBS),3) $(ARGS)
+	$(BIN)/python -m pytest -n $(or $(JOBS),4) $(ARGS)
 
 check: lint type test ## lint, types and tests: what CI runs
 
