@@ -122,19 +122,17 @@ class Attempt:
 
     def send(self, conn: Connection) -> Awaitable[ClientResponse]:
         """Stand in for `ClientRequest.send`: the connection is there, nothing was written yet."""
-        req, protocol = self._req, conn.protocol
-        kept = getattr(protocol, _USED, False)
-        if not kept:
-            setattr(protocol, _USED, True)
+        req = self._req
         if req is not None and req.method not in _SAFE and _has_news(conn):
-            return self._send_if_open(conn, kept=kept)
+            return self._send_if_open(conn)
         return self._send(conn)
 
-    async def _send_if_open(self, conn: Connection, *, kept: bool) -> ClientResponse:
+    async def _send_if_open(self, conn: Connection) -> ClientResponse:
         """Let the loop take in what came before the request was sent, which can only be the connection's end.
 
         A loop that is busy does so late, and what is written until then is lost.
         """
+        kept = hasattr(conn.protocol, _USED)
         for _ in range(_TURNS):
             await sleep(0)
         if conn.protocol is None or not conn.protocol.is_connected():
@@ -148,6 +146,7 @@ class Attempt:
         if req is None or self.node.left:
             raise NodeLeft(f"{self.node.address} left while a connection to it was being made")
         self.conn = conn
+        setattr(conn.protocol, _USED, True)
         self.sent_at = time.monotonic()
         conn.add_callback(self.land)
         return _send_body(req, conn) if req.body else type(req).send(req, conn)
