@@ -282,6 +282,6 @@ async def check(rig: Rig, results: Results) -> None:
     """Compare all servers with the table."""
     # A server may still have to read what it will never answer.
     with suppress(TimeoutError):
-        await until(lambda: not any(_wrong(rig, cell, got) for cell, got in results.got.items()))
+        await until(lambda: not any(_wrong(rig, cell, got) for cell, got in results.got.items()), 1)
     found = [line for cell, got in results.got.items() for line in _wrong(rig, cell, got)] + results.blamed
     assert not found, f"{len(found)} in {len(results.got)} cells:\n" + "\n".join(found[:20])

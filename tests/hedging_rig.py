@@ -49,7 +49,7 @@ async def when(condition: Callable[[], bool], action: Callable[[], None]) -> Asy
     """Do something as soon as the condition holds, beside what is done here."""
 
     async def wait() -> None:
-        await until(condition, 20)
+        await until(condition)
         action()
 
     async with asyncio.TaskGroup() as group:

@@ -16,15 +16,13 @@ import aiohttp
 from aiohttp import web
 from aiohttp.abc import AbstractResolver
 from multidict import CIMultiDictProxy
+from patience import patience
 
 from discovery.endpoint import join_host_port
 from lbclient import BalancedSession, attempts
 from lbclient.call import Call
 from lbclient.node import Node
 from lbclient.sandbox import Backend, PortStats
-
-# Seconds between two looks at what is waited for.
-_PAUSE = 0.002
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -185,17 +183,14 @@ def open_descriptors() -> int:
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 5.0) -> None:
-    """Wait until the condition holds.
-
-    It is looked at so often as it can be within these seconds. They are not measured: while a busy machine stops
-    this process, nothing of what is waited for can happen in it either.
-    """
-    for _ in range(int(seconds / _PAUSE)):
-        holds = condition()
-        if holds if isinstance(holds, bool) else await holds:
+    """Wait until the condition holds, for so many seconds as the loop has them."""
+    async with patience(seconds):
+        while True:
+            holds = condition()
+            if not (holds if isinstance(holds, bool) else await holds):
+                await asyncio.sleep(0.002)
+                continue
             return
-        await asyncio.sleep(_PAUSE)
-    raise TimeoutError(f"it did not hold within {seconds:g} s")
 
 
 async def stats_of(backends: Iterable[Backend]) -> dict[str, PortStats]:

@@ -21,7 +21,7 @@ from discovery import Endpoint, Snapshot, Watcher
 from discovery.endpoint import endpoint_tuple
 from lbclient.sandbox import EtcdCluster
 
-SECONDS = float(os.environ.get("LBCLIENT_SOAK_SECONDS", "5"))
+SECONDS = float(os.environ.get("LBCLIENT_SOAK_SECONDS", "8"))
 SEED = int(os.environ.get("LBCLIENT_SOAK_SEED", "1"))
 # Time for elections, back-off, probes and leases after the last disaster; and for Consul's waits: an index that
 # went back, and happens to be the one that we had, shows at the end of a wait only.

@@ -74,7 +74,7 @@ async def test_alone_until_a_signal(etcd: EtcdCluster, prefix: str, start: Start
     done = running.end(signal.SIGTERM)
     assert (done.code, done.err) == (143, "")
     assert done.out.split()[1:] == ["left", "10.0.0.1:80"]
-    assert time.monotonic() - sent_at < 15
+    assert time.monotonic() - sent_at < 3
     assert await etcd.get_prefix(prefix) == {}
 
 
@@ -91,7 +91,7 @@ async def test_the_entry_is_gone_before_the_command_is_told(etcd: EtcdCluster, p
     running.process.send_signal(signal.SIGTERM)
     assert json.loads(running.line(err=True))["state"] == "left"
     assert running.line() == "SIGTERM 0"
-    assert time.monotonic() - sent_at >= 0.4
+    assert 0.4 <= time.monotonic() - sent_at < 3
     done = running.end()
     assert (done.code, done.out, done.err) == (5, "", "")
 
@@ -115,7 +115,7 @@ async def test_the_command_ends_by_itself(etcd: EtcdCluster, prefix: str, script
     assert (done.code, done.out) == (code, "")
     assert done.err.splitlines()[-1].split()[1:] == ["left", "10.0.0.1:80"]
     assert await etcd.get_prefix(prefix) == {}
-    assert time.monotonic() - began_at < 25
+    assert time.monotonic() - began_at < 10
 
 
 async def test_a_command_that_cannot_be_run_is_never_registered(

@@ -34,7 +34,7 @@ from lbclient.sandbox import start_consul, start_etcd
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
 
 
-@pytest.mark.timeout(SECONDS + 240)
+@pytest.mark.timeout(SECONDS + 120)
 @pytest.mark.parametrize("members", [1] if SECONDS < 60 else [1, 3])
 async def test_etcd(unique: str, members: int, caplog: pytest.LogCaptureFixture) -> None:
     rng = random.Random(SEED)
@@ -91,7 +91,7 @@ async def test_etcd(unique: str, members: int, caplog: pytest.LogCaptureFixture)
         assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-@pytest.mark.timeout(SECONDS + 240)
+@pytest.mark.timeout(SECONDS + 120)
 async def test_consul(unique: str, caplog: pytest.LogCaptureFixture) -> None:
     rng = random.Random(SEED)
     async with await start_consul(own=True) as server, Proxy(server.address) as way:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import ClientTimeout
+from patience import Stopwatch
 from rig import Prefer, black_hole, events, hang, in_flight, local, node_of, stats_of, times_processed, until
 
 from discovery import Static
@@ -104,17 +104,16 @@ async def test_the_body_is_no_part_of_the_attempts_deadline(nodes: list[Backend]
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_connecting_has_a_deadline(hole: str, nodes: list[Backend], method: str) -> None:
-    began = time.monotonic()
-    async with (
-        BalancedSession(
-            Static([hole, nodes[0].address]), policy=Prefer(hole), connect_timeout=PATIENCE
-        ) as session,
-        session.request(method, "/ping") as response,
-    ):
-        assert [attempt.outcome for attempt in attempts(response)] == [Outcome.CONNECT, Outcome.SUCCESS]
-        assert node_of(session, hole)["connect_failures"] == 1
-    # Aiohttp itself has 30 s for it.
-    assert time.monotonic() - began < 20
+    with Stopwatch() as watch:
+        async with (
+            BalancedSession(
+                Static([hole, nodes[0].address]), policy=Prefer(hole), connect_timeout=PATIENCE
+            ) as session,
+            session.request(method, "/ping") as response,
+        ):
+            assert [attempt.outcome for attempt in attempts(response)] == [Outcome.CONNECT, Outcome.SUCCESS]
+            assert node_of(session, hole)["connect_failures"] == 1
+    assert watch.seconds < PATIENCE + 0.9
 
 
 async def test_connecting_leaves_time_for_the_other_attempts(hole: str, nodes: list[Backend]) -> None:
@@ -133,11 +132,13 @@ async def test_connecting_leaves_time_for_the_other_attempts(hole: str, nodes: l
 
 async def test_the_callers_own_time_to_connect_wins(hole: str, nodes: list[Backend]) -> None:
     services = Static([hole, nodes[0].address])
-    async with (
-        BalancedSession(services, policy=Prefer(hole), connect_timeout=30) as session,
-        session.get("/ping", timeout=ClientTimeout(sock_connect=PATIENCE)) as response,
-    ):
-        assert PATIENCE <= attempts(response)[0].elapsed < 20
+    with Stopwatch() as watch:
+        async with (
+            BalancedSession(services, policy=Prefer(hole), connect_timeout=30) as session,
+            session.get("/ping", timeout=ClientTimeout(sock_connect=PATIENCE)) as response,
+        ):
+            assert attempts(response)[0].elapsed >= PATIENCE
+    assert watch.seconds < PATIENCE + 0.95
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -270,7 +271,7 @@ async def test_a_connector_that_is_full_is_no_fault_of_the_nodes(options: dict[s
         BalancedSession(
             Static([one.address, two.address]),
             policy=Prefer(one.address),
-            retry=Retry(attempts=2, budget=Budget(share=0, per_second=0)),
+            retry=Retry(budget=Budget(share=0, per_second=0)),
             connector=aiohttp.TCPConnector(limit=1),
             **options,
         ) as session,
@@ -278,7 +279,7 @@ async def test_a_connector_that_is_full_is_no_fault_of_the_nodes(options: dict[s
         async with session.get("/stream"):
             with pytest.raises(aiohttp.ConnectionTimeoutError) as caught:
                 await session.post("/x")
-        assert [attempt.outcome for attempt in attempts(caught.value)] == [Outcome.OURS] * 2
+        assert [attempt.outcome for attempt in attempts(caught.value)] == [Outcome.OURS] * 3
         assert node_of(session, one.address)["failures"] == node_of(session, two.address)["failures"] == 0
         assert len(two.seen) == 0
         async with session.post("/x") as response:

@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from patience import patience
 from rig import (
     Gate,
     Websockets,
@@ -43,8 +44,7 @@ from lbclient import (
 from lbclient.sandbox import Backend
 
 LONG = 30.0
-# Far less than that, and more than a busy machine stops a process for.
-SOON = 8.0
+SOON = 2.0
 
 
 def begin(session: BalancedSession, drain: float) -> asyncio.Task[None]:
@@ -69,7 +69,7 @@ async def test_those_under_way_end_and_new_ones_are_refused_at_once() -> None:
         await asyncio.wait(requests.tasks, return_when=asyncio.FIRST_COMPLETED)
         assert not closing.done()
         gate.let()
-        async with asyncio.timeout(SOON):
+        async with patience(SOON):
             await closing
         await asyncio.gather(*requests.tasks)
         assert requests.session.closed
@@ -82,7 +82,7 @@ async def test_it_ends_as_soon_as_nothing_is_under_way() -> None:
     async with local() as server, BalancedSession(Static([server.address])) as session:
         async with session.get("/"):
             pass
-        async with asyncio.timeout(SOON):
+        async with patience(SOON):
             await session.close(drain=LONG)
 
 
@@ -103,7 +103,8 @@ async def test_a_body_is_read_to_its_end() -> None:
         await asyncio.sleep(0)
         end.set()
         assert await response.read() == b"first last"
-        await asyncio.wait_for(closing, SOON)
+        async with patience(SOON):
+            await closing
 
 
 async def test_a_redirect_is_followed_though_something_comes_between_its_hops() -> None:
@@ -130,7 +131,8 @@ async def test_a_redirect_is_followed_though_something_comes_between_its_hops() 
         go_on.set()
         response = await request
         assert await response.text() == "ok"
-        await asyncio.wait_for(closing, SOON)
+        async with patience(SOON):
+            await closing
 
 
 async def test_a_redirect_that_nobody_follows_is_not_waited_for() -> None:
@@ -140,7 +142,8 @@ async def test_a_redirect_that_nobody_follows_is_not_waited_for() -> None:
     async with local(answer) as server, BalancedSession(Static([server.address])) as session:
         async with session.get("/a", allow_redirects=False) as response:
             await response.read()
-        await asyncio.wait_for(session.close(LONG), SOON)
+        async with patience(1):
+            await session.close(LONG)
         assert response.status == 307
 
 
@@ -151,7 +154,8 @@ async def test_those_who_wait_for_a_slot_get_theirs() -> None:
         closing = begin(requests.session, LONG)
         gate.let(3)
         await asyncio.gather(*requests.tasks)
-        await asyncio.wait_for(closing, SOON)
+        async with patience(SOON):
+            await closing
         assert paths(server) == ["/0", "/1", "/2"]
 
 
@@ -175,7 +179,8 @@ async def test_retries_and_redirects_of_those_under_way_go_on() -> None:
             await asyncio.sleep(0)
             gate.let(4)
             assert [len(tried) for tried in await asyncio.gather(*requests.tasks)] == [2, 2]
-            await asyncio.wait_for(closing, SOON)
+            async with patience(SOON):
+                await closing
             assert sorted(paths(server)) == ["/dropped", "/dropped", "/moved", "/there"]
 
 
@@ -212,7 +217,7 @@ async def test_who_pauses_before_another_attempt_has_the_last_answer_at_once(dra
         pausing = asyncio.create_task(requests.session.request("GET", "/x"))
         await until(lambda: len(server.seen) == 1 and in_flight(requests.session) == 0)
         await requests.session.close(drain=drain)
-        async with asyncio.timeout(SOON):
+        async with patience(1):
             response = await pausing
         assert response.status == 503
         (attempt,) = attempts(response)
@@ -239,7 +244,7 @@ async def test_websockets_are_closed_with_going_away() -> None:
         async with session.ws_connect("/") as websocket:
             receiving = asyncio.create_task(websocket.receive())
             await asyncio.sleep(0)
-            async with asyncio.timeout(SOON):
+            async with patience(SOON):
                 await session.close(drain=0.05)
             assert (await receiving).type is aiohttp.WSMsgType.CLOSING
             assert isinstance(websocket.exception(), ResponseCut)
@@ -265,7 +270,7 @@ async def test_closing_once_more_without_time_cuts_at_once() -> None:
         await requests.start("/0")
         closing = begin(requests.session, LONG)
         await asyncio.sleep(0.01)
-        async with asyncio.timeout(SOON):
+        async with patience(SOON):
             await requests.session.close()
             await closing
         with pytest.raises(SessionClosing):
@@ -293,7 +298,8 @@ async def test_nodes_that_leave_meanwhile_are_cleaned_up(nodes: list[Backend]) -
             source.set([])
             await until(lambda: [node["address"] for node in session.describe()["draining"]] == [busy])
             assert attempts(stream)[-1].leaving
-        await asyncio.wait_for(closing, SOON)
+        async with patience(SOON):
+            await closing
 
 
 async def test_probes_and_hedges_end_with_it() -> None:
@@ -317,7 +323,7 @@ async def test_who_waits_for_the_first_endpoints_of_a_shared_watcher_is_let_go()
         request = asyncio.create_task(session.get("http://users/")._coro)
         waiters = session._balancing._services["users"]._deadlines
         await until(lambda: len(waiters) == 1)
-        async with asyncio.timeout(SOON):
+        async with patience(SOON):
             await session.close(drain=0.05)
             with pytest.raises(NoEndpoints, match="no endpoint"):
                 await request

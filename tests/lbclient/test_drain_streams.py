@@ -8,6 +8,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from patience import patience
 from rig import Gate, Prefer, Websockets, events, hang, in_flight, local, node_of, paths, until, wire
 
 from discovery import Memory
@@ -154,7 +155,7 @@ async def test_a_websocket_whose_other_side_is_silent_is_cut(monkeypatch: pytest
         source = Memory([server.address])
         async with session_for(source) as session, session.ws_connect("/ws") as websocket:
             await drop_all(source)
-            async with asyncio.timeout(8):
+            async with patience(2):
                 assert (await websocket.receive()).type is aiohttp.WSMsgType.CLOSING
             await until(lambda: in_flight(session) == 0)
             await until(lambda: ended == [b"cut"])
@@ -171,7 +172,7 @@ async def test_a_websocket_of_somebody_elses_session_is_just_cut() -> None:
             session.ws_connect("http://users/ws") as websocket,
         ):
             await drop_all(source)
-            async with asyncio.timeout(8):
+            async with patience(2):
                 assert (await websocket.receive()).type is aiohttp.WSMsgType.CLOSED
         await until(lambda: websockets.codes == [None])
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from patience import Stopwatch, patience
 from rig import Loopback, Prefer, hang, in_flight, local, until
 
 from discovery import Endpoint, Memory, Static, Watcher
@@ -30,9 +31,10 @@ class Silent:
 async def test_a_silent_registry_is_waited_for_and_no_longer() -> None:
     async with BalancedSession({"users": Silent()}, wait_for_endpoints=0.1) as session:
         began = time.monotonic()
-        with pytest.raises(NoEndpoints) as caught:
+        with Stopwatch() as watch, pytest.raises(NoEndpoints) as caught:
             await session.get("http://users/x")
-        assert 0.1 <= time.monotonic() - began < 20
+        assert time.monotonic() - began >= 0.1
+        assert watch.seconds < 2
     assert str(caught.value) == (
         "service 'users' has no endpoint after waiting 0.1 s: 0 known, 0 matching, 0 healthy, 0 tried; "
         "discovery (Silent()): 0 endpoints, starting"
@@ -50,7 +52,7 @@ async def test_the_reason_why_a_registry_is_not_reached_is_told() -> None:
 
 async def test_an_empty_service_fails_at_once() -> None:
     """The registry has spoken: there is nobody to wait for."""
-    async with BalancedSession({"users": Memory()}, wait_for_endpoints=30) as session, asyncio.timeout(20):
+    async with BalancedSession({"users": Memory()}, wait_for_endpoints=30) as session, patience(2):
         for _ in range(2):
             with pytest.raises(NoEndpoints, match=r"'users' has no endpoint: 0 known, .* 0 endpoints, live$"):
                 await session.get("http://users/x")

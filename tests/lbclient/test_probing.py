@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 import trustme
 from aiohttp import web
+from patience import patience
 from rig import Gate, Local, hang, in_flight, local, node_of, ok, paths, resolving, until
 
 from discovery import Endpoint, Memory, Static, Watcher
@@ -147,7 +148,7 @@ async def test_requests_do_not_wait_for_probes() -> None:
     async with (
         locals_(never, never) as servers,
         BalancedSession(listed(servers), policy=Prequal(timeout=60)) as session,
-        asyncio.timeout(20),
+        patience(1),
     ):
         for _ in range(20):
             async with session.get("/x") as response:
@@ -351,7 +352,7 @@ async def test_a_probe_that_is_under_way_ends_with_the_middleware(policy: Policy
         balancing = BalancingMiddleware({"users": listed(servers)}, policy=policy)
         await session.get("http://users/x", middlewares=(balancing,))
         await until(lambda: [probes(server) for server in servers] == [1, 1])
-        async with asyncio.timeout(20):
+        async with patience(1):
             await balancing.close()
         await until(lambda: gone == [PROBE, PROBE])
 
@@ -416,7 +417,7 @@ async def test_a_probe_to_a_node_that_leaves_is_cancelled() -> None:
             await session.get("/x")
             await until(lambda: probes(leaving) == 1)
             memory.set([staying.address])
-            async with asyncio.timeout(20):
+            async with patience(2):
                 await gone.wait()
             before = len(leaving.seen)
             for _ in range(5):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
 import ssl
 import time
@@ -458,9 +459,10 @@ def test_a_token_is_given_in_one_way_and_tls_is_what_it_may_be() -> None:
 async def test_hundreds_of_sources_are_made_at_once(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tls, loaded = TLS(ca=files / "ca.pem"), []
     monkeypatch.setattr(ssl, "create_default_context", lambda **options: loaded.append(options))
+    gc.collect()  # or it might come in between
     began_at = time.thread_time()
     for number in range(200):
         Consul(f"web-{number}", address="192.0.2.1:1", tls=tls)
     # Loading certificates takes 10 ms and more, each time.
     assert loaded == []
-    assert time.thread_time() - began_at < 1
+    assert time.thread_time() - began_at < 0.3

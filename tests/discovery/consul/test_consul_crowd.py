@@ -49,7 +49,6 @@ async def register(consul: ConsulServer, names: Iterable[str], host: str) -> Non
         await consul._ask("PUT", "/v1/txn", [node, *services[start : start + 63]])
 
 
-@pytest.mark.timeout(120)
 async def test_more_services_than_an_agent_takes_connections(
     crowded: ConsulServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,7 +65,7 @@ async def test_more_services_than_an_agent_takes_connections(
             watcher.subscribe(lambda snapshot: losses.append(snapshot.reason) if snapshot.reason else None)
             watchers.append(watcher)
         for watcher in watchers:
-            await until(watcher, sees("10.0.0.1"), 20)
+            await until(watcher, sees("10.0.0.1"))
         await holds(lambda: sum(watcher.source.polling for watcher in watchers) == MANY - 150)  # type: ignore[attr-defined]
         requests, counted_at = way.sent.count(b"GET "), time.monotonic()
         await asyncio.sleep(1.5)
@@ -75,7 +74,7 @@ async def test_more_services_than_an_agent_takes_connections(
         assert asked <= 150 + (MANY - 150) * (1 + int((time.monotonic() - counted_at) / 0.8))
         await register(crowded, names, "10.0.0.2")
         for watcher in watchers:
-            await until(watcher, sees("10.0.0.2"), 20)
+            await until(watcher, sees("10.0.0.2"), 6)
         assert losses == []
         assert way.accepted <= 185
         assert len([line for line in caplog.messages if "others ask every 2 s" in line]) == 1
@@ -87,7 +86,7 @@ async def test_more_services_than_an_agent_takes_connections(
         await register(crowded, names, "10.0.0.3")
         await way.accept()
         for watcher in watchers:
-            await until(watcher, sees("10.0.0.3"), 20)
+            await until(watcher, sees("10.0.0.3"), 8)
         assert all("cannot connect" in reason for reason in losses)
 
 
@@ -189,7 +188,7 @@ async def test_who_may_not_wait_asks_and_tries_again(no: bytes | None, monkeypat
             assert refused == (1 if no else 2)  # aiohttp tries a kept connection that broke once more
             assert state["all"] == 2  # else it only asks whether something changed
             state["index"] = 9
-            await until(watcher, sees("10.0.0.9"), 3)
+            await until(watcher, sees("10.0.0.9"), 1)
             assert (state["all"], state["refused"]) == (3, refused)
             ahead = 1.2 * consul_follow._WAIT_AGAIN_AFTER
             await fake.asked(lambda: state["refused"] > refused)

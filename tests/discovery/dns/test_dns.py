@@ -225,11 +225,11 @@ async def test_of_two_servers_one_is_enough(
     try:
         with Stopwatch() as watch:
             assert len(await anext(sets)) == 1
-        assert watch.seconds < passed_over_after + 1
+        assert watch.seconds < passed_over_after + (0.4 if dead == "refuses" else 0.5)
         # The one that answered is asked first from now on.
         with Stopwatch() as watch:
             assert len(await anext(sets)) == 1
-        assert watch.seconds < 1
+        assert watch.seconds < 0.4
     finally:
         await sets.aclose()
 
@@ -273,9 +273,9 @@ async def test_stopping_leaves_nothing_in_the_middle_of_a_question(own: DnsServe
         watcher = Watcher(source)
         watcher.start()
         await asyncio.sleep(0.05)
-        began_at = time.monotonic()
-        await watcher.stop()
-        assert time.monotonic() - began_at < 10
+        with Stopwatch() as watch:
+            await watcher.stop()
+        assert watch.seconds < 0.1
 
 
 async def test_search_domains_and_servers_come_from_the_system(

@@ -136,7 +136,7 @@ async def test_a_failing_server_is_passed_over_at_once() -> None:
     async with fake(failed(dns.rcode.SERVFAIL)) as bad, fake(lambda query: [good(query)]) as well:
         with Stopwatch() as watch:
             assert await ask(bad, well) == ["10.0.0.1"]
-        assert watch.seconds < 1
+        assert watch.seconds < 0.5
         assert bad.queries == well.queries == 1
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from loop_gaps import loop_gaps
+from patience import patience
 from registry_rig import hosts, sees, stale, until
 
 from discovery import File, SourceError, Watcher, open_source
@@ -179,7 +180,7 @@ async def test_a_file_that_is_being_written_is_waited_for(
                     file.flush()
                     await asyncio.sleep(pause)
             os.utime(path, (1, 1))
-            await until(watcher, lambda snapshot: len(snapshot.endpoints) > 1)
+            await until(watcher, lambda snapshot: len(snapshot.endpoints) > 1, 2 + settled)
             assert len(watcher.snapshot.endpoints) == "".join(pieces).count(":80")
             assert watcher.snapshot.version == 2
     assert len(caplog.messages) == 1
@@ -272,7 +273,7 @@ def _latin(path: Path) -> None:
 async def test_what_is_no_such_file(tmp_path: Path, make: Callable[[Path], None], words: str) -> None:
     path = tmp_path / "users.json"
     make(path)
-    async with asyncio.timeout(20):
+    async with patience(3):
         with pytest.raises(SourceError, match=words):
             await look(File(path))
 
@@ -332,7 +333,7 @@ async def test_by_url(tmp_path: Path) -> None:
     path.write_text("[]")
     url = f"file://{tmp_path}/a%20b%3F.yaml?interval=0.1"
     async with Watcher(open_source(url)) as watcher:
-        await until(watcher, sees())
+        await until(watcher, sees(), 2)
 
 
 async def test_two_watchers_of_one_source(path: Path) -> None:

@@ -163,7 +163,7 @@ async def test_the_last_process_with_an_id_wins(
             versions = watcher.snapshot.version
             await asyncio.sleep(0.7)
             assert (watcher.snapshot.version, second.state) == (versions, "registered")
-        await until(watcher, sees("10.0.0.1"), 5)
+        await until(watcher, sees("10.0.0.1"), 3)
         await stands(first, "registered")
         # The other way round: the one that was overwritten leaves.
         async with Registrar(source, "10.0.0.3:80", id=unique, ttl=9, linger=0):

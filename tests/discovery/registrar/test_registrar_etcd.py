@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from patience import patience
+from patience import Stopwatch, patience
 from registrar_rig import Vote, stands
 from registry_rig import Proxy, sees, until
 
@@ -220,7 +220,7 @@ async def test_the_last_process_with_an_id_wins(
             versions = watcher.snapshot.version
             await asyncio.sleep(0.7)
             assert (watcher.snapshot.version, second.state) == (versions, "registered")
-        await until(watcher, sees("10.0.0.1"), 5)
+        await until(watcher, sees("10.0.0.1"), 3)
         await stands(first, "registered")
         # The other way round: the one that was overwritten leaves.
         async with Registrar(source, "10.0.0.3:80", id="x", ttl=9, linger=0):
@@ -246,11 +246,10 @@ async def test_cancelled_while_registering_leaves_nothing_behind(etcd: EtcdClust
             registrar = brief(Etcd(unique, hosts=[way.address], timeout=30))
             entering = asyncio.create_task(registrar.__aenter__())
             await way.saw(request)
-            began_at = time.monotonic()
             entering.cancel()
-            with pytest.raises(asyncio.CancelledError):
+            with Stopwatch() as watch, pytest.raises(asyncio.CancelledError):
                 await entering
-            assert time.monotonic() - began_at < 15
+            assert watch.seconds < 1.6
             assert registrar.state == "left"
         assert await etcd.get_prefix(unique) == {}
     assert await leases() <= before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from patience import patience
 from rig import (
     Gate,
     Prefer,
@@ -115,7 +116,7 @@ async def test_who_waits_for_one_node_holds_up_nobody_who_would_take_another() -
             await requests.start("/dropped")
             await until(lambda: waiting(requests.session) == 1 and in_flight(requests.session) == 1)
             roomy.answer = ok
-            async with asyncio.timeout(20):
+            async with patience(2):
                 assert await requests.get("/x") == [roomy.address]
                 await asyncio.gather(*(requests.get("/y") for _ in range(5)))
             assert waiting(requests.session) == 1
