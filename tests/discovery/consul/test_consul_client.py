@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from patience import patience
 from registry_rig import Fake, http, until
 
 from discovery import Consul, SourceError, Watcher
@@ -102,7 +103,8 @@ async def test_a_probe_behind_the_index_begins_anew() -> None:
     """A server restored from a backup keeps a query from the future waiting in silence."""
     fake, seen = agent(answer(50, instance(1)), probe=lambda: answer(7))
     async with fake, Watcher(Consul("web", address=fake.address, probe_interval=0.1)) as watcher:
-        await watcher.ready(10)
+        async with patience(2):
+            await watcher.ready(10)
         await fake.asked(lambda: len(seen) >= 3)
     assert seen[:3] == [None, "50", None]
 
@@ -118,7 +120,8 @@ async def test_no_set_is_made_up_before_the_first_answer() -> None:
 async def test_a_probe_without_an_answer_ends_the_wait() -> None:
     fake, _ = agent(answer(5, instance(1)), probe=lambda: http("", status="500 x"))
     async with fake, Watcher(Consul("web", address=fake.address, probe_interval=0.2)) as watcher:
-        await watcher.ready(10)
+        async with patience(2):
+            await watcher.ready(10)
         await until(watcher, lambda snapshot: "500" in snapshot.reason, 1)
 
 
@@ -221,7 +224,7 @@ async def test_broken_instances_are_skipped_and_an_id_is_unique_on_its_node_only
     fake, _ = agent(answer(5, instance(1), elsewhere, *broken))
     async with fake:
         source = Consul("web", address=fake.address)
-        async with Watcher(source) as watcher:
+        async with Watcher(source) as watcher, patience(2):
             snapshot = await watcher.ready(10)
     assert [(e.host, e.id) for e in snapshot.endpoints[:2]] == [("10.0.0.1", "n/i1"), ("10.0.0.2", "m/i1")]
     # An empty list of weights is as good as none.

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 import trustme
 from loop_gaps import loop_gaps
-from patience import Stopwatch
+from patience import Stopwatch, patience
 from registry_rig import hosts, sees, stale, until
 
 from discovery import TLS, Dns, Endpoint, SourceError, Watcher, open_source
@@ -264,7 +264,9 @@ async def test_by_url(shared: DnsServer) -> None:
         (f"srv://{at}/_http._tcp.test", "10.0.0.1:81"),
     ):
         async with Watcher(open_source(url)) as watcher:
-            assert [endpoint.address for endpoint in (await watcher.ready(10)).endpoints] == [expected]
+            async with patience(3):
+                found = await watcher.ready(10)
+            assert [endpoint.address for endpoint in found.endpoints] == [expected]
 
 
 async def test_stopping_leaves_nothing_in_the_middle_of_a_question(own: DnsServer) -> None:
