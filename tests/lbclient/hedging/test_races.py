@@ -358,10 +358,13 @@ async def test_both_fail_and_a_third_node_answers() -> None:
 
 
 async def test_both_fail_and_no_attempts_are_left() -> None:
-    fails = fails_later(lambda: first, lambda: second)
+    observed: list[Observed] = []
+    # The hedge fails first: the client knows of it before the other server ends its connection.
+    fails = once(lambda: any(each.of(second.address) for each in observed), drop)
     async with local(fails) as first, local(drop) as second, local() as third:
         nodes = first.address, second.address, third.address
         async with preferring(*nodes, retry=Retry(attempts=2)) as session:
+            observed.append(Observed(session))
             with pytest.raises(aiohttp.ServerDisconnectedError) as caught:
                 await session.get("/x")
             assert [a.outcome for a in attempts(caught.value)] == [Outcome.FAULT, Outcome.FAULT]
